@@ -1,0 +1,9 @@
+"""xft: dense code LLM in, better dense code LLM out (XFT, ACL 2024, arXiv 2404.15247)."""
+
+import wrapt
+
+__version__ = "0.1.0"
+
+# Mixture checkpoints load with `AutoModelForCausalLM` after `import xft`, in whatever order the two are imported,
+# and `import xft` itself stays free of torch: the classes are registered when transformers' registry is there.
+wrapt.register_post_import_hook("xft.moe.hook:register_classes", "transformers.models.auto.modeling_auto")

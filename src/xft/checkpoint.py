@@ -1,0 +1,255 @@
+"""Read safetensors checkpoints lazily and write them as a stream: no more than one tensor is held."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from xft.errors import CheckpointError, RunError
+from xft.families import Family, family_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+COMPANIONS = ("generation_config.json", "chat_template.*", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+              "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
+"""What travels with the weights, beside config.json."""
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors weights; tensors are memory-mapped views of the files."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Open a checkpoint.
+
+        Raises:
+            CheckpointError: not a model folder, a missing or truncated shard, or weights in another format.
+        """
+        self.folder = Path(folder)
+        self.config = self._read_json("config.json")
+        self._files: dict[str, Any] = {}
+        self._shards = self._map_shards()
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{self.folder}: no {name}; give a folder with a model's config.json and safetensors")
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not valid JSON ({error}); fetch the model again") from None
+        if not isinstance(tree, dict):
+            raise CheckpointError(f"{path}: not a JSON object; fetch the model again")
+        return tree
+
+    def _map_shards(self) -> dict[str, str]:
+        if (self.folder / INDEX).is_file():
+            mapped: dict[str, str] = self._read_json(INDEX).get("weight_map", {})
+            held: dict[str, set[str]] = {name: set(self._open(name).keys()) for name in sorted(set(mapped.values()))}
+            for tensor, shard in mapped.items():
+                if tensor not in held[shard]:
+                    raise CheckpointError(f"{self.folder / shard}: no tensor {tensor!r}, though {INDEX} puts it there")
+            return mapped
+        if (self.folder / SINGLE).is_file():
+            return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        pickled = [path.name for path in self.folder.glob("*.bin")]
+        hint = f"; {pickled[0]} is a pickle, convert it with transformers first" if pickled else ""
+        raise CheckpointError(f"{self.folder}: neither {SINGLE} nor {INDEX}{hint}")
+
+    def _open(self, shard: str) -> Any:
+        if shard not in self._files:
+            path = self.folder / shard
+            if not path.is_file() or path.resolve().parent != path.parent.resolve() and ".." in shard:
+                raise CheckpointError(f"{path}: this shard is missing; fetch the model again")
+            try:
+                self._files[shard] = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch the model again") from None
+        return self._files[shard]
+
+    @property
+    def family(self) -> Family:
+        """Return the model's family; raises CheckpointError for an unknown one."""
+        return family_of(str(self.config.get("model_type")), str(self.folder))
+
+    @property
+    def layers(self) -> int:
+        """Return the number of decoder layers."""
+        return int(self.config["num_hidden_layers"])
+
+    def names(self) -> list[str]:
+        """Return the tensors' names in file order."""
+        return list(self._shards)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shards
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's dtype without reading it."""
+        code = self._slice(name).get_dtype()
+        return next(dtype for dtype, known in DTYPES.items() if known == code)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor backed by the file's pages; do not write to it."""
+        self._require(name)
+        tensor: torch.Tensor = self._open(self._shards[name]).get_tensor(name)
+        return tensor
+
+    def rows(self, name: str, index: int) -> torch.Tensor:
+        """Return row `index` of a stacked tensor, backed by the file's pages."""
+        return self.read(name)[index]
+
+    def _slice(self, name: str) -> Any:
+        self._require(name)
+        return self._open(self._shards[name]).get_slice(name)
+
+    def _require(self, name: str) -> None:
+        if name not in self._shards:
+            raise CheckpointError(f"{self.folder}: no tensor {name!r}; is this a {self.config.get('model_type')} model?")
+
+    def bytes(self) -> int:
+        """Return the size of the weight files in bytes."""
+        return sum((self.folder / shard).stat().st_size for shard in set(self._shards.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A tensor that will be written: its shape is known before its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Iterable[torch.Tensor]]
+    """Give the values as consecutive pieces along the first dimension."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the tensor's size in bytes."""
+        return self.dtype.itemsize * _product(self.shape)
+
+
+def copy_of(source: Checkpoint, name: str) -> Planned:
+    """Plan a tensor as it stands in another checkpoint."""
+    return Planned(
+        name=name, shape=source.shape(name), dtype=source.dtype(name), make=lambda: [finite(source.read(name), name)]
+    )
+
+
+def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the tensor itself.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity.
+    """
+    if tensor.is_floating_point():
+        # One reduction instead of a mask: a sum of finite values in fp32 is finite for any real weight matrix.
+        flat = tensor.reshape(-1)
+        if any(not torch.isfinite(piece.float().sum()) for piece in flat.split(1 << 24)):
+            raise CheckpointError(f"tensor {name!r} holds NaN or infinity; fetch or train the model again")
+    return tensor
+
+
+def write_checkpoint(
+    out: Path, plan: list[Planned], *, shard_bytes: int = 5 << 30, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write planned tensors as safetensors shards with an index; `progress` is told the bytes of each piece.
+
+    Raises:
+        RunError: the disk is too small; checked before anything is written.
+    """
+    require_disk(out, sum(planned.nbytes for planned in plan))
+    shards = list(_shards(plan, shard_bytes))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys((planned.name for planned in shard), name)
+        with (out / name).open("wb") as sink:
+            _write_shard(sink, shard, progress or (lambda _: None))
+    if len(shards) > 1:
+        total = sum(planned.nbytes for planned in plan)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def require_disk(out: Path, nbytes: int) -> None:
+    """Check that `nbytes` fit on the disk of an existing folder.
+
+    Raises:
+        RunError: they do not; the message has both sizes.
+    """
+    free = shutil.disk_usage(out).free
+    if nbytes > free:
+        raise RunError(f"{out}: needs {nbytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB; choose another disk")
+
+
+def _shards(plan: list[Planned], limit: int) -> Iterator[list[Planned]]:
+    shard: list[Planned] = []
+    size = 0
+    for planned in plan:
+        if shard and size + planned.nbytes > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(planned)
+        size += planned.nbytes
+    yield shard
+
+
+def _write_shard(sink: BinaryIO, shard: list[Planned], progress: Callable[[int], None]) -> None:
+    """Write the safetensors layout: header length, JSON header, then the tensors' bytes in order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for planned in shard:
+        end = offset + planned.nbytes
+        header[planned.name] = {
+            "dtype": DTYPES[planned.dtype],
+            "shape": list(planned.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    sink.write(len(text).to_bytes(8, "little") + text)
+    for planned in shard:
+        written = 0
+        for piece in planned.make():
+            raw = piece.to(planned.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+            sink.write(raw.data)
+            written += raw.nbytes
+            progress(raw.nbytes)
+        if written != planned.nbytes:
+            raise CheckpointError(f"tensor {planned.name!r}: {written} bytes were made, {planned.nbytes} planned")
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy tokenizer, chat template and generation config beside new weights."""
+    for pattern in COMPANIONS:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
+
+
+def write_config(out: Path, config: dict[str, Any]) -> None:
+    """Write config.json."""
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,1 @@
+"""Instruction pairs: the record, the sources they are read from, and the set that xft ships."""

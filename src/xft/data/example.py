@@ -1,0 +1,17 @@
+"""The one data record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """An instruction and its response; whatever else came with it is in `meta`."""
+
+    instruction: str
+    response: str
+    source: str = ""
+    """File or data set, with the record's number."""
+    meta: dict[str, Any] = field(default_factory=dict)

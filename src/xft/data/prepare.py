@@ -1,0 +1,98 @@
+"""The stage `data`: read the sources, set responses aside for the held-out loss, write both parts as JSONL."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from xft.data.example import Example
+from xft.data.sources import Rejected, read_source, resolve_files
+from xft.errors import DataError
+from xft.recipe import DataConfig
+from xft.stage import file_digest, write_json
+
+TRAIN, HELDOUT, REJECTS = "train.jsonl", "heldout.jsonl", "rejects.jsonl"
+
+
+def prepare(config: DataConfig, out: Path, seed: int) -> None:
+    """Write train.jsonl, heldout.jsonl, summary.json and, if there were any, rejects.jsonl into `out`.
+
+    Raises:
+        DataError: a malformed record (unless `skip_bad`), or too few records.
+    """
+    examples, rejected = read_all(config)
+    if rejected:
+        _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
+    train, heldout = split(examples, config, seed)
+    _write_lines(out / TRAIN, (asdict(example) for example in train))
+    _write_lines(out / HELDOUT, (asdict(example) for example in heldout))
+    counts = [{"path": source.path, "files": len(resolve_files(source))} for source in config.sources]
+    write_json(
+        out / "summary.json",
+        {"train": len(train), "heldout": len(heldout), "rejected": len(rejected), "sources": counts},
+    )
+
+
+def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
+    """Read every source.
+
+    Raises:
+        DataError: a malformed record (unless `skip_bad`), or no record at all.
+    """
+    examples: list[Example] = []
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        for item in read_source(source):
+            if isinstance(item, Example):
+                examples.append(item)
+            else:
+                rejected.append(item)
+    if rejected and not config.skip_bad:
+        first = rejected[0]
+        more = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
+        raise DataError(f"{first.where}: {first.reason}{more}; mend it, or use --skip-bad to leave such records out")
+    if not examples:
+        names = ", ".join(source.path for source in config.sources)
+        raise DataError(f"{names}: no instruction pairs in it")
+    return examples, rejected
+
+
+def split(examples: list[Example], config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return training and held-out pairs, chosen by the seed; equal instructions fall on the same side.
+
+    Raises:
+        DataError: too few pairs.
+    """
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    heldout_texts = {examples[index].instruction for index in order[: config.heldout]}
+    heldout = [examples[index] for index in order if examples[index].instruction in heldout_texts]
+    train = [examples[index] for index in order if examples[index].instruction not in heldout_texts]
+    wanted = config.train or 1
+    if len(train) < wanted:
+        raise DataError(
+            f"{len(examples)} instruction pairs: too few for {config.heldout} held out and {wanted} to train on; "
+            "add data, or lower data.heldout or data.train"
+        )
+    return train[: config.train], heldout
+
+
+def sources_digest(config: DataConfig) -> dict[str, str]:
+    """Return the sha256 of every file that the sources name."""
+    return {str(path): file_digest(path) for source in config.sources for path in resolve_files(source)}
+
+
+def read_pairs(path: Path) -> Iterator[Example]:
+    """Read a file that `prepare` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Example(**json.loads(line))
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:
+    with path.open("w", encoding="utf-8") as sink:
+        for record in records:
+            sink.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,208 @@
+"""Read instruction pairs as users have them: JSONL, JSON or Parquet, in the usual column layouts.
+
+Layouts, told apart by their keys: `instruction`/`response`, Alpaca (`instruction`, `input`, `output`), `messages`
+(`role`, `content`), ShareGPT (`conversations` with `from`, `value`), or a column map. Of a conversation the first
+exchange is read. Keys that are not known go to `meta`. To add a layout, add a function to `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from xft.data.example import Example
+from xft.errors import DataError, MissingExtraError
+from xft.fetch import HUB_NAME, fetch_snapshot
+from xft.recipe import DataSource
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """A record that could not be read."""
+
+    where: str
+    """File and line or row."""
+    reason: str
+    record: str
+    """Start of the record's text."""
+
+
+class BadRecordError(ValueError):
+    """Say why a record can't be read."""
+
+
+def resolve_files(source: DataSource) -> list[Path]:
+    """Return the files of a source, fetching it when it is not local.
+
+    Raises:
+        DataError: no such file, or a folder without data files.
+        FetchError: a hub name that can't be had.
+    """
+    if source.path.startswith("shipped:"):
+        path = Path(str(resources.files("xft") / "data" / f"{source.path.removeprefix('shipped:')}.jsonl"))
+    else:
+        path = Path(source.path)
+        if not path.exists() and HUB_NAME.match(source.path) and not source.path.endswith(SUFFIXES):
+            path = fetch_snapshot(source.path, kind="dataset", revision=source.revision)
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise DataError(f"{path}: unknown kind of file; xft reads {', '.join(SUFFIXES)}")
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        if files:
+            return files
+        raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+    raise DataError(f"{source.path}: no such file; give a file, a folder, a hub data set (owner/name) or shipped:python")
+
+
+def read_source(source: DataSource) -> Iterator[Example | Rejected]:
+    """Yield every record of a source in order, the unreadable ones as `Rejected`.
+
+    Raises:
+        DataError: a file that can't be read at all.
+    """
+    for path in resolve_files(source):
+        for where, record in _records(path):
+            if isinstance(record, BadRecordError):
+                yield Rejected(where=where, reason=str(record), record="")
+                continue
+            try:
+                yield to_example(record, where, source.columns)
+            except BadRecordError as error:
+                yield Rejected(where=where, reason=str(error), record=str(record)[:200])
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.name.endswith(".parquet"):
+        yield from _parquet(path)
+    elif path.name.endswith(".json"):
+        yield from _json(path)
+    else:
+        yield from _jsonl(path)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    with opened as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except UnicodeDecodeError as error:
+                yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})")
+            except ValueError as error:
+                yield f"{path}:{number}", BadRecordError(f"not JSON ({error})")
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); if it has one record a line, name it .jsonl") from None
+    if not isinstance(tree, list):
+        raise DataError(f"{path}: not a JSON array of records")
+    for number, record in enumerate(tree):
+        yield f"{path}[{number}]", record
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError(f"{path}: Parquet needs the training extra: pip install 'xft[train]'") from None
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for record in batch.to_pylist():
+                yield f"{path}[{number}]", record
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def to_example(record: Any, where: str, columns: dict[Any, str]) -> Example:
+    """Read one record.
+
+    Raises:
+        BadRecordError: no known layout, or an instruction or response that is missing, empty or not text.
+    """
+    if not isinstance(record, dict):
+        raise BadRecordError("not an object with named fields")
+    if columns:
+        for field, column in columns.items():
+            if column not in record:
+                raise BadRecordError(f"no column {column!r} (mapped to {field}); it has: {', '.join(map(str, record))}")
+        renamed = {field: record[column] for field, column in columns.items()}
+        record = {key: value for key, value in record.items() if key not in columns.values()} | renamed
+    for keys, layout in LAYOUTS.items():
+        if all(record.get(key) is not None for key in keys):
+            instruction, response, used = layout(record)
+            _require_text(instruction, "instruction")
+            _require_text(response, "response")
+            meta = {str(key): value for key, value in record.items() if key not in used}
+            return Example(instruction=instruction, response=response, source=where, meta=meta)
+    known = "; ".join(" + ".join(keys) for keys in LAYOUTS)
+    found = ", ".join(map(str, record)) or "none"
+    raise BadRecordError(f"no known layout in its keys ({found}); known: {known}; or give a column map")
+
+
+def _require_text(value: Any, field: str) -> None:
+    if not isinstance(value, str):
+        raise BadRecordError(f"{field} is not text but {type(value).__name__}")
+    if not value.strip():
+        raise BadRecordError(f"{field} is empty")
+
+
+def _pair(record: dict[str, Any]) -> tuple[Any, Any, set[str]]:
+    return _with_input(record), record["response"], {"instruction", "response", "input"}
+
+
+def _alpaca(record: dict[str, Any]) -> tuple[Any, Any, set[str]]:
+    return _with_input(record), record["output"], {"instruction", "input", "output"}
+
+
+def _with_input(record: dict[str, Any]) -> Any:
+    instruction, extra = record["instruction"], record.get("input")
+    both = isinstance(instruction, str) and isinstance(extra, str) and extra.strip()
+    return f"{instruction}\n\n{extra}" if both else instruction
+
+
+def _messages(record: dict[str, Any]) -> tuple[Any, Any, set[str]]:
+    return (*_first_exchange(record["messages"], "role", "content"), {"messages"})
+
+
+def _sharegpt(record: dict[str, Any]) -> tuple[Any, Any, set[str]]:
+    return (*_first_exchange(record["conversations"], "from", "value"), {"conversations"})
+
+
+def _first_exchange(turns: Any, speaker: str, text: str) -> tuple[Any, Any]:
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise BadRecordError("its conversation is not a list of turns")
+    roles = {"human": "user", "gpt": "assistant"}
+    said = [(roles.get(str(turn.get(speaker)), turn.get(speaker)), turn.get(text)) for turn in turns]
+    system = next((words for role, words in said if role == "system" and words), None)
+    said = [turn for turn in said if turn[0] in ("user", "assistant")]
+    if len(said) < 2 or said[0][0] != "user" or said[1][0] != "assistant":
+        raise BadRecordError("its conversation does not begin with a user's turn and an assistant's answer")
+    instruction = f"{system}\n\n{said[0][1]}" if system and isinstance(said[0][1], str) else said[0][1]
+    return instruction, said[1][1]
+
+
+Layout = Callable[[dict[str, Any]], tuple[Any, Any, set[str]]]
+LAYOUTS: dict[tuple[str, ...], Layout] = {
+    ("instruction", "response"): _pair,
+    ("instruction", "output"): _alpaca,
+    ("messages",): _messages,
+    ("conversations",): _sharegpt,
+}
+"""Keys that mark a layout, and the function that gives instruction, response and the keys it used."""

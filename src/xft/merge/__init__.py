@@ -1,0 +1,1 @@
+"""Merging: a mixture's experts become one FFN again, with fixed or learned coefficients."""

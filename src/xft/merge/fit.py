@@ -1,0 +1,189 @@
+"""Learn the merge coefficients: a dense model whose FFNs are mixed from memory-mapped experts once a step.
+
+The logits `a` are constant within an optimiser step, so the merged matrices are too. They are mixed before the step,
+their gradient accumulates over its micro-batches, and dL/da_i follows from one inner product with each expert:
+dL/dc_i = (1-λ) <dL/dW, W_i>, then through the softmax. No expert ever has a gradient or a second copy.
+
+Shapes: L layers, R routed experts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, TrainerCallback, set_seed
+
+from xft.checkpoint import Checkpoint
+from xft.cost import count
+from xft.data.prepare import read_pairs
+from xft.device import compute_dtype, describe_device
+from xft.families import Family
+from xft.merge.methods import MERGE_METHODS, coefficients, mix
+from xft.merge.write import dense_skeleton
+from xft.recipe import MergeConfig, TuneConfig
+from xft.stage import Meter, write_json
+from xft.tune.callbacks import METRICS, DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
+from xft.tune.trainer import ResponseTrainer, training_arguments
+from xft.tune.tune import RESUME, quiet
+
+COEFFICIENTS = "coefficients.safetensors"
+
+
+class Merging(nn.Module):
+    """A dense model with mixed FFNs, whose only parameters are the logits `a`, (L, R)."""
+
+    def __init__(self, mixture: Checkpoint, shared_weight: float, method: str) -> None:
+        super().__init__()
+        family: Family = mixture.family
+        self.mixture, self.family, self.shared_weight = mixture, family, shared_weight
+        routed = int(mixture.config["xft"]["experts"]) - 1
+        self.logits_LR = nn.Parameter(MERGE_METHODS[method].initial(mixture.layers, routed))
+        dense = dense_skeleton(mixture)
+        for parameter in dense.parameters():
+            parameter.requires_grad_(False)
+        # Kept out of the module tree: the Trainer must see, save and optimise `a` alone.
+        object.__setattr__(self, "dense", dense)
+        self.config = dense.config
+        for _, weight in self.ffn_weights():
+            weight.requires_grad_(True)
+        self.remix()
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the dense model."""
+        self.dense.train(self.training)
+        return self.dense(**inputs)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the dense model's output matrix."""
+        head: nn.Module = self.dense.get_output_embeddings()
+        return head
+
+    def ffn_weights(self) -> list[tuple[tuple[int, str], nn.Parameter]]:
+        """Return the merged matrices with their layer and projection."""
+        found: list[tuple[tuple[int, str], nn.Parameter]] = []
+        for layer in range(self.mixture.layers):
+            ffn = self.dense.get_submodule(self.family.ffn.format(layer=layer))
+            found += [((layer, name), ffn.get_submodule(name).weight) for name in self.family.projections]
+        return found
+
+    @torch.no_grad()
+    def remix(self) -> None:
+        """Overwrite the merged matrices with the mix that the present `a` gives."""
+        shares_LR = coefficients(self.logits_LR.detach())
+        for (layer, name), weight in self.ffn_weights():
+            mix(*experts_of(self.mixture, layer, name), shares_LR[layer], self.shared_weight, out=weight.data)
+
+    @torch.no_grad()
+    def contract(self) -> None:
+        """Turn the merged matrices' gradients into the gradient of `a`, and drop them."""
+        shares_LR = coefficients(self.logits_LR.detach())
+        inner_LR = torch.zeros_like(shares_LR)
+        for (layer, name), weight in self.ffn_weights():
+            if weight.grad is None:
+                continue
+            _, experts_R = experts_of(self.mixture, layer, name)
+            gradient = weight.grad.reshape(-1)
+            for number, expert in enumerate(experts_R):
+                inner_LR[layer, number] += torch.dot(gradient, expert.reshape(-1).to(gradient))
+            weight.grad = None
+        inner_LR *= 1.0 - self.shared_weight
+        mean_L1 = (shares_LR * inner_LR).sum(1, keepdim=True)
+        self.logits_LR.grad = shares_LR * (inner_LR - mean_L1)
+
+    def movement(self) -> float:
+        """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""
+        return float((coefficients(self.logits_LR.detach()) * self.logits_LR.shape[1] - 1).abs().max())
+
+
+def experts_of(mixture: Checkpoint, layer: int, projection: str) -> tuple[Tensor, Tensor]:
+    """Return the shared matrix and the stacked routed ones, (R, ...), backed by the file's pages."""
+    ffn = mixture.family.ffn.format(layer=layer)
+    return mixture.read(f"{ffn}.shared_expert.{projection}.weight"), mixture.read(f"{ffn}.experts.{projection}")
+
+
+class Contraction(TrainerCallback):
+    """Bring the gradient to `a` before the optimiser step, and mix anew after it."""
+
+    def __init__(self, merging: Merging) -> None:
+        self.merging = merging
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mix with the coefficients that a resume point may have brought."""
+        self.merging.remix()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Contract once a step; gradients of several processes are averaged."""
+        self.merging.contract()
+        if args.world_size > 1:
+            torch.distributed.all_reduce(self.merging.logits_LR.grad, op=torch.distributed.ReduceOp.AVG)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mix once a step."""
+        self.merging.remix()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """All that learning the coefficients needs."""
+
+    mixture: Path
+    pairs: Path
+    out: Path
+    prompt: str
+    seed: int
+    tune: TuneConfig
+    merge: MergeConfig
+    label: str = "merge"
+
+
+def fit(job: FitJob, meter: Meter) -> Tensor:
+    """Learn the coefficients on the pairs and write them to the job's folder; return them, (L, R)."""
+    quiet()
+    source = Checkpoint(job.mixture)
+    tokenizer = AutoTokenizer.from_pretrained(job.mixture)
+    rows, counts = encode_all(read_pairs(job.pairs), tokenizer, job.prompt, job.tune.max_length)
+    order = training_order(rows, epochs=job.merge.epochs, batch=job.tune.batch, seed=job.seed)
+    dtype = compute_dtype(job.tune.precision)
+    set_seed(job.seed)
+    merging = Merging(source, job.merge.shared_weight, "learned")
+    steps = -(-len(order) // job.tune.batch)
+    config = job.tune.model_copy(update={"optimizer": "adamw", "clip": 0.0, "gradient_checkpointing": False})
+    arguments = training_arguments(
+        config, job.out, lr=job.merge.lr, steps=steps, processes=1, bf16=dtype == torch.bfloat16, seed=job.seed
+    )
+    merging.to(arguments.device)
+    merging.dense.to(arguments.device)
+    trainer = ResponseTrainer(
+        model=merging,
+        args=arguments,
+        train_dataset=OrderedRows(rows, order),
+        data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+    )
+    metrics = MetricsFile(job.out, lambda seconds: trainer.measure(seconds, len(rows)) | {"movement": merging.movement()})
+    for callback in (
+        Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(job.tune.checkpoint_minutes)
+    ):  # fmt: skip
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
+    shares_LR = coefficients(merging.logits_LR.detach()).cpu()
+    save_coefficients(job.out, shares_LR)
+    cost = count(merging.dense)
+    positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])
+    mean_length = sum(len(row.tokens) for row in rows) / len(rows)
+    meter.tokens, meter.flops = tokens, cost.training_flops(positions, tokens, mean_length)
+    meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
+    write_json(job.out / "summary.json", counts | {"steps": steps, "movement": merging.movement(), "log": METRICS})
+    shutil.rmtree(job.out / RESUME, ignore_errors=True)
+    return shares_LR
+
+
+def save_coefficients(out: Path, shares_LR: Tensor) -> None:
+    """Write coefficients.safetensors: the routed experts' shares, (L, R)."""
+    save_file({"coefficients": shares_LR.contiguous()}, out / COEFFICIENTS)

@@ -1,0 +1,92 @@
+"""Write the merged dense checkpoint as a stream: the base's class, names, dtype and companions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.errors import CheckpointError
+from xft.families import MOE_PREFIX
+from xft.merge.methods import mix
+from xft.progress import track
+
+
+def open_mixture(folder: Path) -> Checkpoint:
+    """Open a mixture checkpoint.
+
+    Raises:
+        CheckpointError: it is no mixture.
+    """
+    mixture = Checkpoint(folder)
+    if not str(mixture.config.get("model_type")).startswith(MOE_PREFIX) or "xft" not in mixture.config:
+        raise CheckpointError(f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`")
+    return mixture
+
+
+def dense_config(mixture: Checkpoint) -> dict[str, Any]:
+    """Return config.json of the base's own class and dtype."""
+    family = mixture.family
+    config = {key: value for key, value in mixture.config.items() if key != "xft"}
+    dtype = mixture.config["xft"]["base_dtype"]
+    return config | {"model_type": family.model_type, "architectures": [family.model_class], "dtype": dtype}
+
+
+def dense_skeleton(mixture: Checkpoint) -> Any:
+    """Return the dense model in fp32 with the mixture's other weights; its FFNs are not filled."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**dense_config(mixture))
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    ffn = {name for layer in range(mixture.layers) for name in mixture.family.ffn_tensors(layer)}
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(name).float()
+    model.load_state_dict(weights, assign=True, strict=False)
+    model.tie_weights()
+    return model
+
+
+def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, out: Path) -> dict[str, float]:
+    """Mix in fp32 and write in the base's dtype; return the largest and the mean rounding error of an FFN weight."""
+    family = mixture.family
+    dtype: torch.dtype = getattr(torch, mixture.config["xft"]["base_dtype"])
+    rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
+    plan: list[Planned] = []
+    for name in mixture.names():
+        if ".shared_expert." in name:
+            plan.append(_merged(mixture, name, shares_LR, shared_weight, dtype, rounding))
+        elif ".mlp.experts." not in name and ".mlp.router." not in name:
+            copied = copy_of(mixture, name)
+            plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
+    if not any(".shared_expert." in name for name in mixture.names()):
+        raise CheckpointError(f"{mixture.folder}: no {family.ffn.format(layer=0)}.shared_expert tensors; not a whole mixture")
+    with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
+        write_checkpoint(out, plan, progress=advance)
+    copy_companions(mixture.folder, out)
+    write_config(out, dense_config(mixture))
+    return {"largest": rounding["largest"], "mean": rounding["sum"] / max(rounding["weights"], 1)}
+
+
+def _merged(
+    mixture: Checkpoint, name: str, shares_LR: Tensor, shared_weight: float, dtype: torch.dtype, rounding: dict[str, float]
+) -> Planned:
+    stacked = name.replace(".shared_expert.", ".experts.").removesuffix(".weight")
+    layer = next(n for n in range(mixture.layers) if name.startswith(mixture.family.ffn.format(layer=n) + "."))
+
+    def make() -> list[Tensor]:
+        mixed = mix(mixture.read(name), finite(mixture.read(stacked), stacked), shares_LR[layer], shared_weight)
+        rounded = finite(mixed, name).to(dtype)
+        if dtype != torch.float32:
+            error = (mixed - rounded.float()).abs()
+            rounding["largest"] = max(rounding["largest"], float(error.max()))
+            rounding["sum"] += float(error.sum())
+            rounding["weights"] += error.numel()
+        return [rounded]
+
+    return Planned(name=name.replace(".shared_expert.", "."), shape=mixture.shape(name), dtype=dtype, make=make)

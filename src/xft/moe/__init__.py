@@ -1,0 +1,1 @@
+"""Mixture-of-experts layers in stock transformers models: routers, layers, balance, checkpoint classes."""

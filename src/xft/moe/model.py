@@ -1,0 +1,94 @@
+"""Mixture classes: each family's stock class with `layer.mlp` replaced, known to transformers as `xft_<family>`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from xft.families import FAMILIES, Family
+from xft.moe.layer import Experts, MoELayer, Router
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModelForCausalLM` know every family's mixture."""
+    for family in FAMILIES.values():
+        config_class, model_class = moe_classes(family)
+        AutoConfig.register(family.moe_type, config_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+@cache
+def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """Return the configuration and model class of a family's mixture."""
+    dense_config: type[PreTrainedConfig] = getattr(transformers, family.config_class)
+    dense_model: type[PreTrainedModel] = getattr(transformers, family.model_class)
+    config_class = type(
+        f"Xft{family.config_class}",
+        (dense_config,),
+        {"__module__": __name__, "__doc__": MoEConfig.__doc__, "model_type": family.moe_type}
+        | {"__annotations__": {"xft": "dict | None"}, "xft": None, "base_model_tp_plan": None},
+    )
+
+    def build(self: Any, config: Any) -> None:
+        dense_model.__init__(self, config)
+        for layer in self.model.layers:
+            layer.mlp = moe_layer(layer.mlp, config)
+            for module in layer.mlp.modules():
+                initialise(module, std=config.initializer_range)
+
+    def init_weights(self: Any, module: nn.Module) -> None:
+        dense_model._init_weights(self, module)
+        initialise(module, std=self.config.initializer_range)
+
+    model_class = type(
+        family.moe_class,
+        (dense_model,),
+        {"__module__": __name__, "config_class": config_class, "__init__": build, "_init_weights": init_weights},
+    )
+    return config_class, model_class
+
+
+class MoEConfig:
+    """The dense family's configuration with a mapping `xft`.
+
+    Keys of `xft`: `experts` and `active` (the shared one counted in both), `router`, `gate`, `gate_noise`,
+    `base_dtype` (dtype of the dense parent, in which merged models are written).
+    """
+
+
+def moe_layer(ffn: nn.Module, config: Any) -> MoELayer:
+    """Put a stock FFN module into a mixture layer as its shared expert; routed experts are not filled."""
+    options = config.xft
+    routed = options["experts"] - 1
+    router = Router(
+        config.hidden_size,
+        routed,
+        options["active"] - 1,
+        rule=options["router"],
+        gate=options["gate"],
+        noise=options["gate_noise"],
+    )
+    activation = ffn.act_fn
+    assert isinstance(activation, nn.Module)
+    return MoELayer(ffn, router, Experts(config.hidden_size, config.intermediate_size, routed, activation))
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float) -> None:
+    """Initialise routers as `nn.Linear` does (the reference's way), gate noise to zero, experts from N(0, std²)."""
+    if isinstance(module, Router):
+        for linear in (module.hidden, module.scores):
+            if linear is not None:
+                bound = linear.in_features**-0.5
+                init.uniform_(linear.weight, -bound, bound)
+        if module.noise is not None:
+            init.zeros_(module.noise.weight)
+    if isinstance(module, Experts):
+        for weight in (module.gate_proj, module.up_proj, module.down_proj):
+            init.normal_(weight, mean=0.0, std=std)

@@ -1,0 +1,92 @@
+"""PROMPTS: how an instruction becomes the text before the response, in tuning and in scoring alike.
+
+To add a style, register a `Prompt` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from xft.errors import RecipeError
+from xft.registry import Registry
+
+MAGICODER_SYSTEM = (
+    "You are an exceptionally intelligent coding assistant that consistently delivers accurate and reliable "
+    "responses to user instructions."
+)
+
+
+class ChatTokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that prompts use."""
+
+    chat_template: Any
+    bos_token: str | None
+    eos_token: str | None
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """Render a conversation."""
+        ...
+
+
+class Prompt(Protocol):
+    """A prompt style."""
+
+    def before(self, tokenizer: ChatTokenizer, instruction: str) -> str:
+        """Return the text that the response follows, special tokens included."""
+        ...
+
+    def after(self, tokenizer: ChatTokenizer) -> str:
+        """Return the text that ends a response."""
+        ...
+
+
+PROMPTS: Registry[Prompt] = Registry("prompt style")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The tokenizer's own chat template, one user turn."""
+
+    def before(self, tokenizer: ChatTokenizer, instruction: str) -> str:
+        """Render the template up to the place where the assistant starts to speak."""
+        if not tokenizer.chat_template:
+            raise RecipeError("prompt: chat needs a base with a chat template; this one has none, use prompt=magicoder")
+        turn = [{"role": "user", "content": instruction}]
+        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+
+    def after(self, tokenizer: ChatTokenizer) -> str:
+        """Return what the template puts behind an assistant turn, up to the token that ends generation."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        tail = text[text.rindex("y") + 1 :].rstrip()
+        return tail or (tokenizer.eos_token or "")
+
+
+@dataclass(frozen=True)
+class Magicoder:
+    """The prompt of Magicoder and XFT: a fixed sentence, then `@@ Instruction` and `@@ Response`."""
+
+    def before(self, tokenizer: ChatTokenizer, instruction: str) -> str:
+        """Put BOS before the prompt, as the reference does."""
+        return f"{tokenizer.bos_token or ''}{MAGICODER_SYSTEM}\n\n@@ Instruction\n{instruction}\n\n@@ Response\n"
+
+    def after(self, tokenizer: ChatTokenizer) -> str:
+        """End the response with EOS."""
+        return tokenizer.eos_token or ""
+
+
+PROMPTS.register("chat")(Chat())
+PROMPTS.register("magicoder")(Magicoder())
+
+
+def resolve_prompt(name: str, tokenizer: ChatTokenizer) -> str:
+    """Name the style to use; `auto` is `chat` for a tokenizer that has a template, else `magicoder`.
+
+    Raises:
+        UnknownNameError: no such style.
+    """
+    if name == "auto":
+        return "chat" if tokenizer.chat_template else "magicoder"
+    PROMPTS[name]
+    return name

@@ -1,0 +1,171 @@
+"""Proof of an upcycling: the mixture's logits against its dense parent's, a decoder layer at a time.
+
+The measure is the parent's own rounding: its fp32 logits against its fp64 logits on the same probe sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xft.checkpoint import Checkpoint
+from xft.errors import ProofError
+from xft.progress import track
+
+TOLERANCE = 5.0
+"""Times the dense model's own fp32-against-fp64 difference."""
+PROBE_SEQUENCES, PROBE_LENGTH = 4, 48
+VOCABULARY_CHUNK = 8192
+
+Tamper = Callable[[dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Largest absolute differences of logits over the probe."""
+
+    max_difference: float
+    """Mixture against dense, both in fp32."""
+    dense_own_error: float
+    """Dense in fp32 against dense in fp64."""
+    tolerance: float
+    negative_control_difference: float
+    """The same after two channels of one expert's `up` were swapped; must exceed the tolerance."""
+    probe_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for proof.json."""
+        return asdict(self)
+
+
+def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
+    """Compare a mixture with its dense parent on random probe sequences.
+
+    Raises:
+        ProofError: they differ by more than the tolerance, or the probe can't tell a damaged mixture from a whole one.
+    """
+    parent, child = Checkpoint(dense), Checkpoint(mixture)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(int(parent.config["vocab_size"]), (PROBE_SEQUENCES, PROBE_LENGTH), generator=generator)
+    with track("proof", 4 * parent.layers) as advance:
+        exact = hidden_states(parent, ids, torch.float64, advance=advance)
+        plain = hidden_states(parent, ids, torch.float32, advance=advance)
+        mixed = hidden_states(child, ids, torch.float32, advance=advance)
+        damaged = hidden_states(child, ids, torch.float32, tamper=_swap_channels, advance=advance)
+    own = difference(parent, exact, parent, plain)
+    proof = Proof(
+        max_difference=difference(parent, plain, child, mixed),
+        dense_own_error=own,
+        tolerance=TOLERANCE * own,
+        negative_control_difference=difference(parent, plain, child, damaged),
+        probe_tokens=ids.numel(),
+    )
+    if not proof.max_difference <= proof.tolerance:
+        raise ProofError(
+            f"{mixture}: its logits differ from {dense}'s by {proof.max_difference:.2e}, tolerance "
+            f"{proof.tolerance:.2e}; these two don't belong together, or the mixture was changed"
+        )
+    if not proof.negative_control_difference > proof.tolerance:
+        raise ProofError(
+            f"{mixture}: a damaged expert changed the logits by {proof.negative_control_difference:.2e} only, within the "
+            f"tolerance {proof.tolerance:.2e}: the probe proves nothing for this model"
+        )
+    return proof
+
+
+def _swap_channels(tensors: dict[str, Tensor]) -> None:
+    """Exchange the largest and the smallest channel of the first routed expert's `up`, so gate and up no longer match."""
+    up = tensors["mlp.experts.up_proj"]
+    norms = up[0].norm(dim=1)
+    pair = [int(norms.argmin()), int(norms.argmax())]
+    tensors["mlp.experts.up_proj"] = up.clone()
+    tensors["mlp.experts.up_proj"][0, pair] = up[0, pair[::-1]]
+
+
+@torch.inference_mode()
+def hidden_states(
+    checkpoint: Checkpoint,
+    ids: Tensor,
+    dtype: torch.dtype,
+    *,
+    tamper: Tamper | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return the last hidden states, (B, S, D), of the stock class, holding one decoder layer's weights at a time.
+
+    `tamper` may change the first layer's tensors.
+    """
+    config = AutoConfig.for_model(**checkpoint.config)
+    with init_empty_weights(include_buffers=False):
+        trunk: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).model.eval()
+    prefix = "model."
+    for name, parameter in list(trunk.named_parameters()):
+        if not name.startswith("layers.") and name != "embed_tokens.weight":
+            _assign(trunk, name, checkpoint.read(prefix + name).to(dtype))
+            del parameter
+    for number, layer in enumerate(trunk.layers):
+        _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == 0 else None, advance)
+    rows = checkpoint.read(checkpoint.family.embedding)[ids].to(dtype)
+    result: Tensor = trunk(inputs_embeds=rows, use_cache=False).last_hidden_state
+    return result
+
+
+def _stream(
+    layer: nn.Module,
+    checkpoint: Checkpoint,
+    prefix: str,
+    dtype: torch.dtype,
+    tamper: Tamper | None,
+    advance: Callable[[int], None] | None,
+) -> None:
+    """Load a layer's weights just before its forward pass and drop them just after."""
+    names = [name for name, _ in layer.named_parameters()]
+
+    def load(module: nn.Module, _args: Any) -> None:
+        tensors = {name: checkpoint.read(prefix + name) for name in names}
+        if tamper:
+            tamper(tensors)
+        for name in names:
+            _assign(module, name, tensors.pop(name).to(dtype))
+
+    def drop(module: nn.Module, _args: Any, _output: Any) -> None:
+        for name in names:
+            _assign(module, name, torch.empty(0, device="meta"))
+        if advance:
+            advance(1)
+
+    layer.register_forward_pre_hook(load)
+    layer.register_forward_hook(drop)
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    *path, last = name.split(".")
+    owner = module.get_submodule(".".join(path))
+    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+
+
+@torch.inference_mode()
+def difference(one: Checkpoint, one_BSD: Tensor, other: Checkpoint, other_BSD: Tensor) -> float:
+    """Return the largest absolute difference of two models' logits, a part of the vocabulary at a time."""
+    largest = 0.0
+    for left_VD, right_VD in zip(_head_chunks(one), _head_chunks(other), strict=True):
+        left = one_BSD @ left_VD.to(one_BSD.dtype).T
+        right = other_BSD @ right_VD.to(other_BSD.dtype).T
+        gap = float((left.double() - right.double()).abs().max())
+        largest = max(largest, gap) if gap == gap else float("nan")
+        if largest != largest:
+            return largest
+    return largest
+
+
+def _head_chunks(checkpoint: Checkpoint) -> Iterator[Tensor]:
+    family = checkpoint.family
+    head = checkpoint.read(family.head if family.head in checkpoint else family.embedding)
+    yield from head.split(VOCABULARY_CHUNK)

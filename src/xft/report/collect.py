@@ -1,0 +1,488 @@
+"""Run directory -> Report: read what the stages left, compare the rows, add up their costs.
+
+A stage that has not run leaves its part of the report empty; a file that is there but damaged stops with its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from xft.errors import RunError
+from xft.eval.metrics import Difference, paired_difference
+
+T = TypeVar("T")
+
+BENCHMARK = "humaneval"
+SHOWN = 3
+"""Solved, and failed, problems shown with their code."""
+BOOTSTRAP_SEED = 0
+"""The report is a pure function of the run; its resampling is seeded alike everywhere."""
+
+STAGES = ("base", "data", "sft", "upcycle", "moe", "merge/learned", "merge/uniform")
+LABELS = {"base": "Base", "sft": "SFT", "moe": "MoE", "uniform": "Uniform merge", "xft": "XFT"}
+COST_OF = {
+    "sft": ("sft",),
+    "moe": ("upcycle", "moe"),
+    "uniform": ("upcycle", "moe", "merge/uniform"),
+    "xft": ("upcycle", "moe", "merge/learned"),
+}
+"""The stages that make each row; the base costs nothing."""
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One finished stage, from its manifest."""
+
+    name: str
+    seed: int | None
+    device: str | None
+    dtype: str | None
+    digest: str
+    finished: str
+    wall_seconds: float
+    peak_memory: float | None
+    """Bytes."""
+    flops: float | None
+    tokens: float | None
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What it took to make a row, over all its stages; None where no stage has a figure."""
+
+    tokens: float | None
+    flops: float | None
+    wall_seconds: float
+    peak_memory: float | None
+    """Bytes; the largest of the stages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A mean over `n` items with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One model of the comparison; a part that has not run is None."""
+
+    name: str
+    label: str
+    solved: Score | None
+    """pass@1, a share."""
+    loss: Score | None
+    """Held-out loss in nats a response token."""
+    solved_gain: Difference | None
+    """Paired difference to SFT over the problems that both have."""
+    loss_gain: Difference | None
+    cost: Cost | None
+    outcomes: Mapping[str, int]
+    """Verdicts by status."""
+    truncated: int
+    """Completions cut at the token limit."""
+    settings: Mapping[str, Any]
+    """What else scores.json says: limits, sandbox level, decoding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The training of one stage, step by step."""
+
+    name: str
+    step: tuple[float, ...]
+    loss: tuple[float, ...]
+    grad_norm: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """Where the mixture sent its tokens."""
+
+    load: Matrix
+    """Layers x routed experts: shares of the last step's assignments; each layer sums to 1."""
+    shared_weight: tuple[float, ...]
+    """Mean weight of the shared expert, per layer."""
+    step: tuple[float, ...]
+    dead: tuple[float, ...]
+    """Experts that received no token, per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merge:
+    """What the merge learned."""
+
+    coefficients: Matrix
+    """Layers x routed experts; each layer sums to 1."""
+    shared_weight: float | None
+    """Lambda, the shared expert's share of the merged weights."""
+    step: tuple[float, ...]
+    movement: tuple[float, ...]
+    """Largest |R * coefficient - 1| over layers and experts, per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """How far the upcycled model is from its dense parent, in logits."""
+
+    max_difference: float
+    tolerance: float
+    dense_own_error: float
+    probe_tokens: int
+    negative_control_difference: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One answer of the XFT row and what became of it. Untrusted text."""
+
+    task_id: str
+    code: str
+    status: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The instruction pairs of the run."""
+
+    train: int
+    heldout: int
+    rejected: int
+    sources: tuple[tuple[str, int], ...]
+    """Path and records of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything the page says."""
+
+    name: str
+    base: str
+    recipe: str
+    """The resolved recipe, as YAML text."""
+    rows: tuple[Row, ...]
+    stages: tuple[Stage, ...]
+    curves: tuple[Curve, ...] = ()
+    experts: Experts | None = None
+    merge: Merge | None = None
+    proof: Proof | None = None
+    data: Data | None = None
+    solved: tuple[Attempt, ...] = ()
+    failed: tuple[Attempt, ...] = ()
+
+    @property
+    def date(self) -> str | None:
+        """Day on which the last stage finished."""
+        return max((stage.finished for stage in self.stages), default="")[:10] or None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices of the stages, without repetition."""
+        return tuple(dict.fromkeys(stage.device for stage in self.stages if stage.device))
+
+    def row(self, name: str) -> Row:
+        """Return the row of that name; `sft` and `xft` are there always."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def collect(run: Path) -> Report:
+    """Read a run directory.
+
+    Raises:
+        RunError: it is not a run directory, or a file in it is damaged; the message names the file.
+
+    """
+    recipe = run / "recipe.yaml"
+    if not recipe.is_file():
+        raise RunError(f"{run}: not a run directory, it has no recipe.yaml; `xft run` makes one")
+    with _naming(recipe):
+        text = recipe.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+        name, base = str(tree["name"]), str(tree["base"])
+        styles = [str(style) for style in (tree.get("eval") or {}).get("base_prompts") or []]
+    rows = _row_names(run, styles)
+    stages = {place: stage for place in (*STAGES, *(f"eval/{row}" for row in rows)) if (stage := _stage(run, place))}
+    solved, failed = _attempts(run / "eval" / "xft" / BENCHMARK)
+    return Report(
+        name=name,
+        base=base,
+        recipe=text,
+        rows=tuple(_row(run, row, stages) for row in rows),
+        stages=tuple(stages.values()),
+        curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
+        experts=_experts(run / "moe" / "metrics.jsonl"),
+        merge=_merge(run / "merge" / "learned", stages.get("merge/learned")),
+        proof=_json(run / "upcycle" / "proof.json", _proof),
+        data=_json(run / "data" / "summary.json", _data),
+        solved=solved,
+        failed=failed,
+    )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into a message that names it."""
+    try:
+        yield
+    except KeyError as error:
+        raise RunError(f"{path}: damaged, {error} is missing; delete its folder and run again to rebuild it") from error
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, yaml.YAMLError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path}: damaged ({reason}); delete its folder and run again to rebuild it") from error
+
+
+def _json(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
+    """Build something from a JSON file; None when there is no file."""
+    if not path.is_file():
+        return None
+    with _naming(path):
+        return build(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a JSONL file, nothing when there is no file; the message of a damaged line has its number."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number}: not an object")
+            yield record
+
+
+def _stage(run: Path, place: str) -> Stage | None:
+    def build(manifest: dict[str, Any]) -> Stage:
+        return Stage(
+            name=place,
+            seed=manifest.get("seed"),
+            device=manifest.get("device"),
+            dtype=manifest.get("dtype"),
+            digest=str(manifest["digest"]),
+            finished=str(manifest["finished"]),
+            wall_seconds=float(manifest["wall_seconds"]),
+            peak_memory=_number(manifest.get("peak_memory_bytes")),
+            flops=_number(manifest.get("flops")),
+            tokens=_number(manifest.get("tokens")),
+            versions={str(tool): str(version) for tool, version in (manifest.get("versions") or {}).items()},
+            config=dict(manifest.get("config") or {}),
+        )
+
+    return _json(run / place / "manifest.json", build)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a value is {number}")
+    return number
+
+
+def _row_names(run: Path, styles: list[str]) -> list[str]:
+    """Order the rows: the base, the base in other prompts (the recipe's, then any found), and the rest."""
+    found = sorted(path.name for path in run.glob("eval/base-*") if path.is_dir() and path.suffix != ".partial")
+    return ["base", *dict.fromkeys([*(f"base-{style}" for style in styles), *found]), *COST_OF]
+
+
+def _row(run: Path, name: str, stages: Mapping[str, Stage]) -> Row:
+    here, reference = run / "eval" / name, run / "eval" / "sft"
+    scores = here / BENCHMARK / "scores.json"
+    compared = name != "sft"
+    return Row(
+        name=name,
+        label=LABELS.get(name, f"Base ({name.removeprefix('base-')})"),
+        solved=_json(scores, lambda tree: _score(tree, "pass_at_1", "problems")),
+        loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
+        solved_gain=_gain(_verdicts(here), _verdicts(reference), higher_is_better=True) if compared else None,
+        loss_gain=_gain(_losses(here), _losses(reference), higher_is_better=False) if compared else None,
+        cost=_cost([stages.get(place) for place in COST_OF.get(name, ())]),
+        outcomes=_json(scores, lambda tree: {str(key): int(n) for key, n in tree["statuses"].items()}) or {},
+        truncated=_json(scores, lambda tree: int(tree["truncated"])) or 0,
+        settings=_json(scores, dict) or {},
+    )
+
+
+def _score(tree: Mapping[str, Any], key: str, count: str) -> Score:
+    low, high = tree["interval"]
+    return Score(mean=_finite(tree[key]), low=_finite(low), high=_finite(high), n=int(tree[count]))
+
+
+def _checked(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """Read a whole JSONL file in which each record has these keys."""
+    with _naming(path):
+        records = list(_lines(path))
+        for number, record in enumerate(records, start=1):
+            if missing := [key for key in keys if key not in record]:
+                raise ValueError(f"line {number} has no {missing[0]!r}")
+        return records
+
+
+def _final_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """Read the verdicts once scoring is over; until then they are neither all there nor in order."""
+    if not (folder / "scores.json").is_file():
+        return []
+    return _checked(folder / "verdicts.jsonl", "task_id", "status")
+
+
+def _verdicts(row: Path) -> dict[str, float]:
+    """Map each problem to the share of its samples that passed."""
+    passes: dict[str, list[float]] = {}
+    for verdict in _final_verdicts(row / BENCHMARK):
+        passes.setdefault(str(verdict["task_id"]), []).append(float(verdict["status"] == "passed"))
+    return {task: sum(values) / len(values) for task, values in passes.items()}
+
+
+def _losses(row: Path) -> dict[str, float]:
+    path = row / "heldout" / "losses.jsonl"
+    records = _checked(path, "id", "loss")
+    with _naming(path):
+        return {str(record["id"]): _finite(record["loss"]) for record in records}
+
+
+def _gain(ours: dict[str, float], theirs: dict[str, float], *, higher_is_better: bool) -> Difference | None:
+    """Compare item by item over the items that both have; None when there are none."""
+    shared = [item for item in ours if item in theirs]
+    if not shared:
+        return None
+    return paired_difference(
+        [ours[item] for item in shared],
+        [theirs[item] for item in shared],
+        seed=BOOTSTRAP_SEED,
+        higher_is_better=higher_is_better,
+    )
+
+
+def _cost(stages: list[Stage | None]) -> Cost | None:
+    done = [stage for stage in stages if stage]
+    if not done or len(done) < len(stages):
+        return None
+    peaks = [stage.peak_memory for stage in done if stage.peak_memory is not None]
+    return Cost(
+        tokens=_sum([stage.tokens for stage in done]),
+        flops=_sum([stage.flops for stage in done]),
+        wall_seconds=sum(stage.wall_seconds for stage in done),
+        peak_memory=max(peaks, default=None),
+    )
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _curve(run: Path, place: str) -> Curve | None:
+    path = run / place / "metrics.jsonl"
+    with _naming(path):
+        points = [(float(r["step"]), float(r["loss"]), float(r["grad_norm"])) for r in _lines(path)]
+    if not points:
+        return None
+    step, loss, grad_norm = zip(*points, strict=True)
+    return Curve(name=place, step=step, loss=loss, grad_norm=grad_norm)
+
+
+def _experts(path: Path) -> Experts | None:
+    with _naming(path):
+        last, step, dead = None, [], []
+        for record in _lines(path):
+            if experts := record.get("experts"):
+                last = experts
+                step.append(float(record["step"]))
+                dead.append(float(experts["dead"]))
+        if last is None:
+            return None
+        load = _matrix(last["load"])
+        shared_weight = tuple(float(weight) for weight in last["shared_weight"])
+        if len(shared_weight) != len(load):
+            raise ValueError(f"load has {len(load)} layers, shared_weight {len(shared_weight)}")
+        return Experts(load=load, shared_weight=shared_weight, step=tuple(step), dead=tuple(dead))
+
+
+def _matrix(rows: Any) -> Matrix:
+    matrix = tuple(tuple(_finite(value) for value in row) for row in rows)
+    if not matrix or not matrix[0] or len({len(row) for row in matrix}) > 1:
+        raise ValueError("expected a row of equal length per layer")
+    return matrix
+
+
+def _merge(folder: Path, stage: Stage | None) -> Merge | None:
+    path = folder / "coefficients.safetensors"
+    if not path.is_file():
+        return None
+    with _naming(path):
+        coefficients = _matrix(load_file(path)["coefficients"])
+    metrics = folder / "metrics.jsonl"
+    with _naming(metrics):
+        points = [(float(record["step"]), float(record["movement"])) for record in _lines(metrics)]
+    return Merge(
+        coefficients=coefficients,
+        shared_weight=_number(stage.config.get("shared_weight")) if stage else None,
+        step=tuple(step for step, _ in points),
+        movement=tuple(movement for _, movement in points),
+    )
+
+
+def _proof(tree: dict[str, Any]) -> Proof:
+    return Proof(
+        max_difference=float(tree["max_difference"]),
+        tolerance=float(tree["tolerance"]),
+        dense_own_error=float(tree["dense_own_error"]),
+        probe_tokens=int(tree["probe_tokens"]),
+        negative_control_difference=float(tree["negative_control_difference"]),
+    )
+
+
+def _data(tree: dict[str, Any]) -> Data:
+    return Data(
+        train=int(tree["train"]),
+        heldout=int(tree["heldout"]),
+        rejected=int(tree["rejected"]),
+        sources=tuple((str(source["path"]), int(source["records"])) for source in tree["sources"]),
+    )
+
+
+def _attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[Attempt, ...]]:
+    """Pick the first solved and the first failed problems, in the benchmark's order."""
+    samples = _checked(folder / "samples.jsonl", "task_id", "completion", "code")
+    verdicts = _final_verdicts(folder)
+    solved: list[Attempt] = []
+    failed: list[Attempt] = []
+    for sample, verdict in zip(samples, verdicts, strict=False):  # no verdicts before the scoring is over
+        if sample["task_id"] != verdict["task_id"]:
+            raise RunError(f"{folder / 'verdicts.jsonl'}: damaged, it is not in the order of samples.jsonl; delete it")
+        kept = solved if verdict["status"] == "passed" else failed
+        if len(kept) < SHOWN:
+            kept.append(
+                Attempt(
+                    task_id=str(sample["task_id"]),
+                    code=str(sample["code"] or sample["completion"]),
+                    status=str(verdict["status"]),
+                    error=str(verdict.get("error") or ""),
+                )
+            )
+    return tuple(solved), tuple(failed)

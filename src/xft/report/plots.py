@@ -1,0 +1,277 @@
+"""Figures as inline SVG that stretches: positions in percent, text and strokes in pixels, colours from the page's CSS.
+
+So one figure is sharp and legible on a wide screen, a phone, in light and in dark, without a script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from xft.report.collect import Matrix, Row, Score
+from xft.report.table import NOT_RUN, power
+
+MOST_POINTS = 400
+"""Points a curve is thinned to; more are not visible."""
+SMOOTHED_BY = 30
+"""A curve's bold line is its running mean over a 30th of the steps."""
+LEAST_SCALE = 0.01
+"""Deviations below 1% stay pale, so that noise doesn't look like structure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """Maps values to percent of an axis."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the position of a value, 0 to 100."""
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return 100 * (value - low) / (high - low)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One curve; `tone` is the CSS class that colours it."""
+
+    tone: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def linear(low: float, high: float, *, count: int = 4, whole: bool = False, tight: bool = False) -> Scale:
+    """Make a scale with about `count` round steps; a tight one ends where the values do, not at a tick."""
+    if high <= low:
+        low, high = (low - 0.5, high + 0.5) if not whole else (low, low + 1)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+    if whole:
+        step = max(1.0, round(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    if tight:
+        return Scale(low=low, high=high, ticks=tuple(tick for tick in ticks if low <= tick <= high))
+    return Scale(low=ticks[0], high=ticks[-1], ticks=ticks)
+
+
+def logarithmic(low: float, high: float) -> Scale:
+    """Make a scale in powers of ten, or in their 1-2-5 parts where the values span less than a few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    parts = (1.0, 2.0, 5.0) if last - first < 3 else (1.0,)
+    marks = [part * 10.0**exponent for exponent in range(first, last + 1) for part in parts]
+    below = max((mark for mark in marks if mark <= low * 1.001), default=marks[0])
+    above = min((mark for mark in marks if mark >= high * 0.999 and mark > below), default=marks[-1])
+    step = max(1, math.ceil((last - first) / 5)) if len(parts) == 1 else 1
+    ticks = [mark for mark in marks if below <= mark <= above][::step]
+    return Scale(low=below, high=above, ticks=tuple(ticks), log=True)
+
+
+def curves(
+    lines: Sequence[Line], *, label: str, height: int, log: bool = False, whole: bool = False, smooth: bool = True
+) -> Markup:
+    """Draw curves over steps: single steps faint and their running mean bold, or the steps alone.
+
+    Values that a scale can't hold (not finite, or not positive on a logarithmic one) are left out.
+    """
+    lines = [_drawable(line, log) for line in lines]
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return Markup('<p class="note">Nothing to draw.</p>')
+    ys = [y for line in lines for y in line.y]
+    x = linear(min(min(line.x) for line in lines), max(max(line.x) for line in lines), whole=True, tight=True)
+    y = logarithmic(min(ys), max(ys)) if log else linear(min(0.0, *ys) if whole else min(ys), max(ys), whole=whole)
+    drawn = [_polyline(line, x, y, smooth=smooth) for line in lines if len(line.x) > 1]
+    dots = [
+        f'<circle class="{line.tone}" cx="{x.at(line.x[0]):.2f}%" cy="{100 - y.at(line.y[0]):.2f}%" r="3"/>'
+        for line in lines
+        if len(line.x) == 1
+    ]
+    inner = f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{"".join(drawn)}</svg>'
+    return _figure(f"{_y_axis(y)}{_x_axis(x)}{inner}{''.join(dots)}", label=label, height=height)
+
+
+def forest(rows: Sequence[tuple[Row, Score | None]], *, label: str, percent: bool) -> Markup:
+    """Draw a dot with its interval per row, and a dashed line through SFT's."""
+    scores = [score for _, score in rows if score]
+    if not scores:
+        return Markup('<p class="note">Not run.</p>')
+    x = linear(min(score.low for score in scores), max(score.high for score in scores))
+    pitch = 30
+    parts = [_x_axis(x, percent=percent, grid=True)]
+    for i, (row, score) in enumerate(rows):
+        middle = pitch * i + pitch / 2
+        parts.append(f'<text class="name" x="-14" y="{middle}" dy=".34em" text-anchor="end">{escape(row.label)}</text>')
+        if score is None:
+            parts.append(f'<text class="faint" x="0" y="{middle}" dx="4" dy=".34em">{NOT_RUN}</text>')
+            continue
+        if row.name == "sft":
+            at = f"{x.at(score.mean):.2f}%"
+            parts.insert(1, f'<line class="reference" x1="{at}" x2="{at}" y1="0" y2="100%"/>')
+        low, mean, high = (f"{x.at(value):.2f}%" for value in (score.low, score.mean, score.high))
+        parts.append(
+            f'<g class="{_tone(row.name)}"><line class="whisker" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>'
+            f'<circle cx="{mean}" cy="{middle}" r="5"/></g>'
+        )
+    longest = max(len(row.label) for row, _ in rows)
+    return _figure("".join(parts), label=label, height=pitch * len(rows), left=min(170, 7 * longest + 22))
+
+
+def load_map(load: Matrix, *, label: str) -> Markup:
+    """Draw the share of tokens of each expert (down) in each layer (across); experts without any are outlined."""
+    most = max(max(row) for row in load) or 1.0
+
+    def cell(share: float) -> tuple[str, float]:
+        return ("dead", 1.0) if share == 0 else ("high", share / most)
+
+    uniform = f"{100 / len(load[0]):.1f}%"
+    legend = _legend("ramp", "0%", f"{100 * most:.1f}%", f"even: {uniform}", at=100 / (len(load[0]) * most))
+    return _heat_map(load, cell=cell, label=label, title=lambda share: f"{100 * share:.1f}%") + legend
+
+
+def coefficient_map(coefficients: Matrix, *, label: str) -> Markup:
+    """Draw each expert's coefficient against the uniform 1/R: more in one hue, less in another."""
+    routed = len(coefficients[0])
+    most = max(LEAST_SCALE, *(abs(routed * value - 1) for row in coefficients for value in row))
+
+    def cell(value: float) -> tuple[str, float]:
+        above = routed * value - 1
+        return ("high" if above > 0 else "low", abs(above) / most)
+
+    legend = _legend("diverging", f"−{100 * most:.1f}%", f"+{100 * most:.1f}%", f"uniform: {1 / routed:.3f}", at=50)
+    return _heat_map(coefficients, cell=cell, label=label, title=lambda value: f"{value:.4f}") + legend
+
+
+def bars(values: Sequence[float], *, label: str) -> Markup:
+    """Draw a bar from 0 to 1 per layer, aligned with a heat map above it."""
+    width = 100 / len(values)
+    parts = [_y_axis(Scale(low=0, high=1, ticks=(0, 0.5, 1)))]
+    for layer, value in enumerate(values):
+        parts.append(
+            f'<rect class="bar" x="{layer * width:.3f}%" width="{width:.3f}%" y="{100 - 100 * value:.2f}%"'
+            f' height="{100 * value:.2f}%"><title>layer {layer}: {value:.3f}</title></rect>'
+        )
+    parts.append(_layers(len(values)))
+    return _figure("".join(parts), label=label, height=84)
+
+
+def _heat_map(
+    matrix: Matrix, *, cell: Callable[[float], tuple[str, float]], label: str, title: Callable[[float], str]
+) -> Markup:
+    experts = len(matrix[0])
+    pitch = max(8, min(24, 240 // experts))
+    width = 100 / len(matrix)
+    every = math.ceil(14 / pitch)
+    parts = [
+        f'<text x="-10" y="{pitch * e + pitch / 2}" dy=".34em" text-anchor="end">{e + 1}</text>'
+        for e in range(0, experts, every)
+    ]
+    outlined: list[str] = []
+    for layer, row in enumerate(matrix):
+        for expert, value in enumerate(row):
+            tone, strength = cell(value)
+            (outlined if tone == "dead" else parts).append(
+                f'<rect class="{tone}" x="{layer * width:.3f}%" y="{pitch * expert}" width="{width:.3f}%"'
+                f' height="{pitch}" fill-opacity="{strength:.2f}">'
+                f"<title>layer {layer}, expert {expert + 1}: {title(value)}</title></rect>"
+            )
+    parts += [*outlined, _layers(len(matrix))]  # an outline lies over the neighbours
+    return _figure("".join(parts), label=label, height=pitch * experts)
+
+
+def _figure(body: str, *, label: str, height: int, left: int = 52) -> Markup:
+    """Wrap a drawing; what lies left of and below it fits into the padding."""
+    return Markup(
+        f'<div class="plot" style="padding-left:{left}px"><svg width="100%" height="{height}" role="img"'
+        f' aria-label="{escape(label)}">{body}</svg></div>'
+    )
+
+
+def _x_axis(x: Scale, *, percent: bool = False, grid: bool = False) -> str:
+    parts = []
+    texts = [f"{100 * tick:.4g}%" for tick in x.ticks] if percent else _numbers(x)
+    for tick, text in zip(x.ticks, texts, strict=True):
+        at = f"{x.at(tick):.2f}%"
+        if grid:
+            parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="100%"/>')
+        parts.append(f'<text x="{at}" y="100%" dy="1.6em" text-anchor="middle">{text}</text>')
+    return "".join(parts)
+
+
+def _y_axis(y: Scale) -> str:
+    parts = []
+    for tick, text in zip(y.ticks, _numbers(y), strict=True):
+        at = f"{100 - y.at(tick):.2f}%"
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text x="-10" y="{at}" dy=".34em" text-anchor="end">{text}</text>')
+    return "".join(parts)
+
+
+def _layers(count: int) -> str:
+    every = math.ceil(count / 8)
+    return "".join(
+        f'<text x="{100 * (layer + 0.5) / count:.2f}%" y="100%" dy="1.6em" text-anchor="middle">{layer}</text>'
+        for layer in range(0, count, every)
+    )
+
+
+def _legend(ramp: str, low: str, high: str, middle: str, *, at: float) -> Markup:
+    return Markup(
+        f'<div class="legend"><span>{low}</span><span class="{ramp}"><i style="left:{min(at, 100):.1f}%"></i></span>'
+        f"<span>{high}</span><span class=faint>{middle}</span></div>"
+    )
+
+
+def _tone(row: str) -> str:
+    return "base" if row.startswith("base") else row
+
+
+def _drawable(line: Line, log: bool) -> Line:
+    points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
+    return Line(tone=line.tone, x=[x for x, _ in points], y=[y for _, y in points])
+
+
+def _polyline(line: Line, x: Scale, y: Scale, *, smooth: bool) -> str:
+    window = max(1, len(line.x) // SMOOTHED_BY) if smooth else 1
+    mean = Line(tone=line.tone, x=line.x, y=_running_mean(line.y, window))
+    faint = f'<polyline class="{line.tone} single" points="{_points(line, x, y)}"/>' if window > 1 else ""
+    return f'{faint}<polyline class="{line.tone}" points="{_points(mean, x, y)}"/>'
+
+
+def _points(line: Line, x: Scale, y: Scale) -> str:
+    """Write a polyline's points, thinned by averaging neighbours."""
+    size = math.ceil(len(line.x) / MOST_POINTS)
+    places = []
+    for start in range(0, len(line.x), size):
+        xs, ys = line.x[start : start + size], line.y[start : start + size]
+        places.append((10 * x.at(sum(xs) / len(xs)), 1000 - 10 * y.at(sum(ys) / len(ys))))
+    return " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Average over a centred window, cut off at both ends."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means = []
+    for i in range(len(values)):
+        first, end = max(0, i - window // 2), min(len(values), i + window // 2 + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
+
+
+def _numbers(scale: Scale) -> list[str]:
+    """Write the ticks of an axis alike: all with the decimals that one needs, or all in thousands."""
+    most = max(abs(tick) for tick in scale.ticks)
+    if scale.log or 0 < most < 0.001:
+        return [f"{tick:g}" if tick == 0 or 0.001 <= abs(tick) < 10_000 else power(tick, 0) for tick in scale.ticks]
+    unit, suffix = (1000, "k") if most >= 10_000 else (1, "")
+    decimals = max(len(f"{tick / unit:.6g}".partition(".")[2]) for tick in scale.ticks)
+    return [f"{tick / unit:,.{decimals}f}{suffix}" for tick in scale.ticks]

@@ -1,0 +1,172 @@
+"""Report -> one self-contained HTML page: no script, no request, nothing that depends on when it was made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from xft.errors import RunError
+from xft.report import plots, table
+from xft.report.collect import Curve, Experts, Merge, Report, Row, Stage, collect
+
+CURVE_NAMES = {"sft": "SFT", "moe": "MoE", "merge/learned": "Merge"}
+CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}
+
+RESULTS = ("pass_at_1", "interval", "statuses", "truncated", "no_code", "wall_seconds")
+"""What scores.json holds beside the conditions of scoring."""
+
+
+def write_report(run: Path) -> Path:
+    """Write `report/index.html` into a run directory, whole or not at all, and return its path.
+
+    Raises:
+        RunError: a file of the run is damaged, or the page can't be written.
+
+    """
+    page = render(collect(run))
+    partial, final = run / "report.partial", run / "report"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        # A completion may hold lone surrogates, which no encoding has.
+        (partial / "index.html").write_text(page, encoding="utf-8", errors="replace")
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    except OSError as error:
+        raise RunError(f"{final}: can't write the report: {error}") from error
+    return final / "index.html"
+
+
+def render(report: Report) -> str:
+    """Render the page; everything from models, data and recipes is escaped."""
+    # Completions are untrusted text: autoescape stays on, and only xft.report.plots makes Markup.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        duration=table.duration, memory=table.memory, power=table.power, quantity=table.quantity, brief=_brief
+    )
+    template = resources.files("xft.report").joinpath("template.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        report=report,
+        verdict=table.verdict(report),
+        rows=list(zip(report.rows, table.score_cells(report), strict=True)),
+        unknown=(table.NONE, table.NOT_RUN),
+        forests=_forests(report),
+        curves=_curves(report.curves),
+        curve_names=[(CURVE_TONES[curve.name], CURVE_NAMES[curve.name]) for curve in report.curves],
+        experts=_experts(report.experts) if report.experts else None,
+        merge=_merge(report.merge) if report.merge else None,
+        versions=_versions(report.stages),
+        seeds=sorted({stage.seed for stage in report.stages if stage.seed is not None}),
+        scoring=_scoring(report.rows),
+        outcomes=[_outcome(row) for row in report.rows if row.outcomes],
+    )
+
+
+def _forests(report: Report) -> list[tuple[str, str, Markup]]:
+    """Draw each score that some row has: its name, its unit, its plot."""
+    solved = [(row, row.solved) for row in report.rows]
+    loss = [(row, row.loss) for row in report.rows]
+    drawn = []
+    if any(score for _, score in solved):
+        figure = plots.forest(solved, label="HumanEval pass@1 with 95% intervals, by model", percent=True)
+        drawn.append(("HumanEval pass@1", "higher is better", figure))
+    if any(score for _, score in loss):
+        figure = plots.forest(loss, label="Held-out loss with 95% intervals, by model", percent=False)
+        drawn.append(("Held-out loss", "nats a token, lower is better", figure))
+    return drawn
+
+
+def _curves(curves: tuple[Curve, ...]) -> dict[str, Markup] | None:
+    """Draw loss and gradient norm; the merge's steps follow the mixture's, as they were run."""
+    if not curves:
+        return None
+    moe_end = max((curve.step[-1] for curve in curves if curve.name == "moe"), default=0.0)
+    loss, norm = [], []
+    for curve in curves:
+        x = [step + moe_end for step in curve.step] if curve.name == "merge/learned" else curve.step
+        loss.append(plots.Line(tone=CURVE_TONES[curve.name], x=x, y=curve.loss))
+        norm.append(plots.Line(tone=CURVE_TONES[curve.name], x=x, y=curve.grad_norm))
+    return {
+        "loss": plots.curves(loss, label="Training loss by step", height=260),
+        "grad_norm": plots.curves(norm, label="Gradient norm by step", height=260, log=True),
+    }
+
+
+def _experts(experts: Experts) -> dict[str, Any]:
+    dead = plots.Line(tone="moe", x=experts.step, y=experts.dead)
+    return {
+        "load": plots.load_map(experts.load, label="Share of tokens by routed expert and layer"),
+        "shared": plots.bars(experts.shared_weight, label="Mean weight of the shared expert by layer"),
+        "mean_shared": sum(experts.shared_weight) / len(experts.shared_weight),
+        "dead": plots.curves([dead], label="Dead experts by step", height=110, whole=True, smooth=False),
+        "ever_dead": int(max(experts.dead)),
+        "now_dead": int(experts.dead[-1]),
+        "routed": len(experts.load[0]),
+        "layers": len(experts.load),
+    }
+
+
+def _merge(merge: Merge) -> dict[str, Any]:
+    moved = plots.Line(tone="xft", x=merge.step, y=merge.movement)
+    routed = len(merge.coefficients[0])
+    return {
+        "map": plots.coefficient_map(merge.coefficients, label="Merge coefficients by routed expert and layer"),
+        "movement": plots.curves([moved], label="Movement of the coefficients by step", height=180, smooth=False)
+        if merge.step
+        else None,
+        "largest": max(abs(routed * value - 1) for row in merge.coefficients for value in row),
+        "shared_weight": merge.shared_weight,
+        "routed": routed,
+    }
+
+
+def _versions(stages: tuple[Stage, ...]) -> list[tuple[str, str]]:
+    """List each tool's version; more than one where the stages ran with different ones."""
+    seen: dict[str, dict[str, None]] = {}
+    for stage in stages:
+        for tool, version in stage.versions.items():
+            seen.setdefault(tool, {})[version] = None
+    return [(tool, ", ".join(versions)) for tool, versions in seen.items()]
+
+
+def _outcome(row: Row) -> tuple[str, str]:
+    """Say what became of a row's answers."""
+    counts = sorted(row.outcomes.items(), key=lambda item: (item[0] != "passed", -item[1], item[0]))
+    said = [f"{count} {status}" for status, count in counts]
+    if row.truncated:
+        said.append(f"{row.truncated} cut at the token limit")
+    return row.label, ", ".join(said)
+
+
+def _scoring(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
+    """List what scores.json says of the conditions: plain values that all scored rows have in common."""
+    settings = [_flat(row.settings) for row in rows if row.settings]
+    return [
+        (key.replace("_", " "), _brief(value) if "hash" in key else value)
+        for key, value in (settings[0] if settings else {}).items()
+        if all(other.get(key) == value for other in settings)
+    ]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Keep conditions, not results; the keys of a group stand for themselves."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if key in RESULTS:
+            continue
+        if isinstance(value, Mapping):
+            flat.update(_flat(value))
+        elif isinstance(value, str | int | float) and value != "":
+            flat[key] = str(value)
+    return flat
+
+
+def _brief(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

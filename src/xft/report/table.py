@@ -1,0 +1,169 @@
+"""The report in words and numbers: units, cells, the verdict, and the table for a terminal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from xft.eval.metrics import Difference
+from xft.report.collect import Report, Row, Score
+
+NONE = "–"
+NOT_RUN = "not run"
+COLUMNS = (
+    "Model",
+    "HumanEval pass@1",
+    "HumanEval vs SFT",
+    "Held-out loss",
+    "Loss vs SFT",
+    "Tokens",
+    "FLOPs",
+    "Time",
+    "Peak memory",
+)
+TONES = {"better": "green", "worse": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure, what qualifies it, and a verdict word (`better`, `worse`, `can't tell`) where two are compared."""
+
+    main: str
+    detail: str = ""
+    verdict: str = ""
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: 12.3 min."""
+    for unit, size, least in (("d", 86400, 2), ("h", 3600, 1), ("min", 60, 1)):
+        if seconds >= least * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def quantity(number: float) -> str:
+    """Write a count: 812, 12.1k, 3.4M."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def memory(size: float) -> str:
+    """Write bytes in decimal units: 1.8 GB."""
+    for suffix, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= unit:
+            return f"{size / unit:.1f} {suffix}"
+    return f"{size:.0f} B"
+
+
+def power(number: float, digits: int = 1) -> str:
+    """Write a very large or very small number by its power of ten: 3.4e15."""
+    if number == 0 or 0.01 <= abs(number) < 1e4 or not math.isfinite(number):
+        return f"{number:.3g}"
+    mantissa, exponent = f"{number:.{digits}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """Write a difference with its sign; nothing that rounds to zero has one."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def span(low: float, high: float, digits: int) -> str:
+    """Write the interval of a difference: −3.0 to 5.4."""
+    return f"{signed(low, digits).removeprefix('+')} to {signed(high, digits).removeprefix('+')}"
+
+
+def score_cells(report: Report) -> list[list[Cell]]:
+    """Fill the score table: a list per row of `report.rows`, in the order of COLUMNS."""
+    return [_cells(row) for row in report.rows]
+
+
+def _cells(row: Row) -> list[Cell]:
+    cost = row.cost
+    return [
+        Cell(row.label),
+        _share(row.solved),
+        _gain(row.solved_gain, 100, 1),
+        _loss(row.loss),
+        _gain(row.loss_gain, 1, 3),
+        Cell(quantity(cost.tokens) if cost and cost.tokens is not None else NONE),
+        Cell(power(cost.flops) if cost and cost.flops is not None else NONE),
+        Cell(duration(cost.wall_seconds) if cost else NONE),
+        Cell(memory(cost.peak_memory) if cost and cost.peak_memory is not None else NONE),
+    ]
+
+
+def _share(score: Score | None) -> Cell:
+    if score is None:
+        return Cell(NOT_RUN)
+    return Cell(f"{100 * score.mean:.1f}%", f"{100 * score.low:.1f} to {100 * score.high:.1f}, n {score.n}")
+
+
+def _loss(score: Score | None) -> Cell:
+    if score is None:
+        return Cell(NOT_RUN)
+    return Cell(f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}, n {score.n}")
+
+
+def _gain(gain: Difference | None, scale: float, digits: int) -> Cell:
+    if gain is None:
+        return Cell(NONE)
+    return Cell(
+        signed(scale * gain.mean, digits), span(scale * gain.low, scale * gain.high, digits), verdict=gain.verdict
+    )
+
+
+def verdict(report: Report) -> str:
+    """Say in one sentence what the run shows about XFT against SFT."""
+    xft = report.row("xft")
+    said = []
+    if xft.solved_gain:
+        said.append(_on_benchmark(xft.solved_gain))
+    if xft.loss_gain:
+        said.append(_on_loss(xft.loss_gain))
+    if not said:
+        missing = [row.label for row in (xft, report.row("sft")) if not (row.solved or row.loss)]
+        return (
+            f"XFT against SFT: not compared yet, there are no scores for {' and '.join(missing) or 'the same items'}."
+        )
+    return f"XFT against SFT: {'; '.join(said)}."
+
+
+def _on_benchmark(gain: Difference) -> str:
+    within = f"95% interval {span(100 * gain.low, 100 * gain.high, 1)}"
+    return f"{gain.verdict} on HumanEval (difference {signed(100 * gain.mean, 1)} points, {within})"
+
+
+def _on_loss(gain: Difference) -> str:
+    if gain.verdict == "can't tell":
+        return (
+            f"can't tell on held-out loss (difference {signed(gain.mean, 3)}, "
+            f"95% interval {span(gain.low, gain.high, 3)})"
+        )
+    lower = gain.mean < 0
+    low, high = (-gain.high, -gain.low) if lower else (gain.low, gain.high)
+    return f"held-out loss {'lower' if lower else 'higher'} by {abs(gain.mean):.3f} (95% interval {span(low, high, 3)})"
+
+
+def score_table(report: Report) -> Table:
+    """Build the score table for a terminal, from the same cells as the page's."""
+    table = Table(title=report.name, caption=verdict(report), title_justify="left", caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "Model" else "right", overflow="fold")
+    for cells in score_cells(report):
+        table.add_row(*(_text(cell) for cell in cells))
+    return table
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell.main, style="dim" if cell.main in (NONE, NOT_RUN) else "")
+    for part, style in ((cell.verdict, TONES.get(cell.verdict, "")), (cell.detail, "dim")):
+        if part:
+            text.append(f"\n{part}", style=style)
+    return text

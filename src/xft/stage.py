@@ -1,0 +1,229 @@
+"""A stage writes one folder: into `NAME.partial` first, renamed when whole, with a manifest that says what made it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from xft import __version__
+from xft.errors import RunError
+
+MANIFEST = "manifest.json"
+BEGUN = "begun.json"
+NOT_HASHED = {MANIFEST, "metrics.jsonl"}  # they hold times, which differ between equal runs
+VERSIONED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass
+class Meter:
+    """What a stage did, filled in by its work."""
+
+    tokens: int | None = None
+    """Trained or scored positions."""
+    flops: float | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a folder should hold."""
+
+    name: str
+    config: dict[str, Any]
+    """All settings that its content depends on."""
+    inputs: dict[str, str]
+    """Digest of each thing it reads."""
+    work: Callable[[Path, Meter], None]
+    """Fills the partial folder; called again on the same folder after an interruption."""
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Return the hash of settings and inputs that identifies the content."""
+        tree = {"stage": self.name, "config": self.config, "inputs": self.inputs, "seed": self.seed}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
+    """Make `out`, or find it made already; return its manifest.
+
+    Raises:
+        RunError: `out` holds something else, or another process is writing it.
+    """
+    manifest = read_manifest(out)
+    if manifest and manifest["key"] == stage.key:
+        return manifest
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: holds something else; give another output folder or move this one away")
+    partial = out.with_name(out.name + ".partial")
+    if read_json(partial / BEGUN, {}).get("key", stage.key) != stage.key:
+        set_aside(partial, read_json(partial / BEGUN, {})["key"])
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial / ".lock"):
+        begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}
+        write_json(partial / BEGUN, begun)
+        meter = Meter()
+        _reset_peak_memory()
+        clock = time.monotonic()
+        try:
+            stage.work(partial, meter)
+        finally:
+            begun["wall_seconds"] += time.monotonic() - clock
+            begun["peak_memory_bytes"] = max(begun.get("peak_memory_bytes", 0), _peak_memory())
+            write_json(partial / BEGUN, begun)
+            release_memory()
+        files = {name: file_digest(partial / name) for name in _files(partial)}
+        manifest = {
+            "stage": stage.name, "key": stage.key, "config": stage.config, "inputs": stage.inputs, "seed": stage.seed,
+            "digest": _combined(files), "files": files, "versions": versions(), "started": begun["started"],
+            "finished": _now(), "wall_seconds": round(begun["wall_seconds"], 3),
+            "peak_memory_bytes": begun["peak_memory_bytes"], "flops": meter.flops, "tokens": meter.tokens,
+            "device": meter.device, "dtype": meter.dtype, **meter.extra,
+        }  # fmt: skip
+        write_json(partial / MANIFEST, manifest)
+        (partial / BEGUN).unlink()
+    (partial / ".lock").unlink(missing_ok=True)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return a finished folder's manifest, None when there is none; files that were lost count as unfinished."""
+    manifest = read_json(folder / MANIFEST, None)
+    if manifest is None or not all((folder / name).exists() for name in manifest["files"]):
+        return None
+    return dict(manifest)
+
+
+def set_aside(folder: Path, key: str) -> Path:
+    """Rename a folder that is no longer wanted to `NAME.HASH`; nothing is deleted."""
+    aside = aside_of(folder, key)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.{key[:8]}-{number}")
+    folder.rename(aside)
+    return aside
+
+
+def aside_of(folder: Path, key: str) -> Path:
+    """Return where `set_aside` puts a folder with this key."""
+    return folder.with_name(f"{folder.name}.{key[:8]}")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the lock goes with the process, so a kill leaves none behind.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise RunError(f"{path.parent}: process {holder} is writing here; wait for it, or stop it first") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one sha256 over the names and contents of a folder's files, logs and manifest excepted."""
+    return _combined({name: file_digest(folder / name) for name in _files(folder)})
+
+
+def _files(folder: Path) -> list[str]:
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if Path(name).name not in {BEGUN, ".lock", MANIFEST})
+
+
+def _combined(files: dict[str, str]) -> str:
+    kept = {name: digest for name, digest in files.items() if Path(name).name not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """Return a JSON file's content, `default` when the file is missing.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); move its folder away and run again") from None
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file in one step, so that a kill leaves the old or the new content."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, xft and the libraries that results depend on."""
+    found = {"python": platform.python_version(), "xft": __version__}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, so that one stage's peak is not the next one's."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Return the process's largest resident size in bytes since the last reset."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

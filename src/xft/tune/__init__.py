@@ -1,0 +1,1 @@
+"""Instruction tuning of dense models and mixtures, driven by transformers' Trainer."""

@@ -1,0 +1,133 @@
+"""What watches a training run: divergence guard, metrics file, progress, resume points by the clock."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from xft.errors import DivergedError
+from xft.progress import Advance, track
+
+METRICS = "metrics.jsonl"
+
+
+class DivergenceGuard(TrainerCallback):
+    """Stop before a gradient that is not finite reaches the weights."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Check every gradient."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise DivergedError(f"step {state.global_step + 1}: the gradient's norm is {float(norm)}; lower tune.lr")
+
+
+class MetricsFile(TrainerCallback):
+    """Write one line a step to metrics.jsonl, each step once however often the run was interrupted."""
+
+    def __init__(self, folder: Path, measure: Callable[[float], dict[str, Any]]) -> None:
+        self.path = folder / METRICS
+        self.measure = measure
+        """Gives what the trainer knows of the step that ended, told the step's seconds."""
+        self.began = 0.0
+        self.totals: dict[str, float] = {"tokens": 0, "seconds": 0.0, "positions": 0}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop lines of steps that will be done again, and go on from the totals of the last one that stays."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if kept:
+            last = json.loads(kept[-1])
+            self.totals = {key: last.get(key, 0) for key in self.totals}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the step's clock."""
+        self.began = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Append the step's line."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        seconds = time.monotonic() - self.began
+        measured = self.measure(seconds)
+        self.totals["seconds"] = round(self.totals["seconds"] + seconds, 3)
+        for key in ("tokens", "positions"):
+            self.totals[key] += measured.pop(key, 0)
+        line = {
+            "step": state.global_step, "loss": logs["loss"], "lr": logs.get("learning_rate"),
+            "grad_norm": logs.get("grad_norm"), **self.totals, **measured,
+        }  # fmt: skip
+        with self.path.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(line) + "\n")
+
+
+def _step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # a line that a kill cut short
+        return None
+
+
+class ShowProgress(TrainerCallback):
+    """Show steps, loss and time left."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.loss = ""
+        self.stack = ExitStack()
+        self.advance: Advance | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar at the step where a resumed run goes on."""
+        if state.is_world_process_zero:
+            self.advance = self.stack.enter_context(track(self.label, state.max_steps, done=state.global_step))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Advance by the step that ended."""
+        if self.advance and logs and "loss" in logs:
+            self.advance(1, note=f"loss {logs['loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.stack.close()
+
+
+class SaveByClock(TrainerCallback):
+    """Ask for a resume point when the last one is older than some minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save unless the run ends with this step."""
+        due = time.monotonic() - self.saved >= self.seconds
+        if args.world_size > 1:  # all processes must agree
+            flag = torch.tensor(float(due), device=args.device)
+            torch.distributed.broadcast(flag, 0)
+            due = bool(flag)
+        control.should_save = due and state.global_step < state.max_steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock anew."""
+        self.saved = time.monotonic()
+
+
+def last_resume_point(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end, removing any that a kill cut short."""
+    while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
+        try:
+            json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            return str(newest)
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+    return None

@@ -1,0 +1,44 @@
+"""Cross-entropy on the response, without logits for anything else and never for all rows at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from xft.tune.dataset import IGNORED
+
+ROWS = 512
+"""Positions whose logits exist at one time."""
+
+
+def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the backbone; return the last hidden states that predict trained positions, (N, D), and their targets, (N,)."""
+    nothing = torch.empty(0, dtype=torch.long, device=labels_BS.device)
+    # The stock forward would make logits for every position; asked for none of them it still gives the hidden states.
+    outputs = model(**inputs, logits_to_keep=nothing, output_hidden_states=True, use_cache=False)
+    targets = labels_BS[:, 1:]
+    trained = targets != IGNORED
+    return outputs.hidden_states[-1][:, :-1][trained], targets[trained]
+
+
+def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
+    """Return the summed cross-entropy in fp32; logits are made again in the backward pass, `ROWS` positions at a time."""
+    pieces = [
+        checkpoint(_piece, hidden, targets, head, use_reentrant=False)
+        for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
+    ]
+    return torch.stack(pieces).sum() if pieces else hidden_ND.sum() * 0.0
+
+
+def token_losses(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
+    """Return the cross-entropy of each position, (N,), in fp32; for scoring, without gradients."""
+    pairs = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
+    return torch.cat([F.cross_entropy(head(hidden).float(), targets, reduction="none") for hidden, targets in pairs])
+
+
+def _piece(hidden: Tensor, targets: Tensor, head: torch.nn.Module) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")

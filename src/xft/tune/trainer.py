@@ -1,0 +1,138 @@
+"""The Trainer with the one thing it can't do: response-only loss in pieces, plus the balance loss of mixtures."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from xft.errors import DivergedError, RecipeError
+from xft.moe.balance import ExpertHealth, balance_loss, record_routers
+from xft.moe.layer import MoELayer
+from xft.recipe import TuneConfig
+from xft.tune.loss import response_hidden, summed_loss
+
+
+class ResponseTrainer(Trainer):
+    """Trainer whose loss is the mean cross-entropy over the response tokens of an optimiser step.
+
+    TRL's SFTTrainer drops the loss that a model returns and builds its own, so a mixture's balance loss has no place
+    there; here it is formed where the batch's mask is known. Overrides `compute_loss` and nothing else.
+    """
+
+    # compute_loss divides by the tokens of the whole accumulated batch itself
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, balance: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # asks Trainer for num_items_in_batch
+        self.remove_callback(PrinterCallback)
+        self.balance = balance
+        self.mixture = any(isinstance(module, MoELayer) for module in self.model.modules())
+        self.health = ExpertHealth()
+        self.balance_sum, self.micro_batches = 0.0, 0
+        self.step_tokens, self.step_positions = 0, 0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this micro-batch's share of the step's loss."""
+        labels = inputs.pop("labels")
+        mask = inputs["attention_mask"].reshape(-1)
+        inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
+        with recording as routed, self.accelerator.autocast():
+            hidden, targets = response_hidden(model, inputs, labels)
+            summed = summed_loss(hidden, targets, inner.get_output_embeddings())
+        total = int(num_items_in_batch) if num_items_in_batch is not None else targets.numel()
+        # DDP averages gradients over processes, while the token count is of all of them
+        loss = summed / total * self.accelerator.num_processes
+        if not torch.isfinite(loss):
+            raise DivergedError(f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower tune.lr")
+        self.step_tokens = total
+        self.step_positions += int(mask.sum())
+        if routed:
+            balance = balance_loss(routed, mask)
+            loss = loss + self.balance * balance / self.current_gradient_accumulation_steps
+            self.health.add(routed, mask)
+            self.balance_sum += float(balance.detach())
+            self.micro_batches += 1
+        return (loss, None) if return_outputs else loss
+
+    def measure(self, seconds: float, rows: int) -> dict[str, Any]:
+        """Return what was counted during the step that took `seconds`, of `rows` rows an epoch; start the counts anew."""
+        world = self.accelerator.num_processes
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world
+        line: dict[str, Any] = {
+            "epoch": round(self.state.global_step * batch / rows, 4),
+            "tokens": self.step_tokens,
+            "positions": self.step_positions * world,
+            "tokens_per_second": round(self.step_tokens / max(seconds, 1e-9), 1),
+        }
+        if self.micro_batches:
+            line |= {"balance": self.balance_sum / self.micro_batches, "experts": self.health.take()}
+        self.step_positions = self.micro_batches = 0
+        self.balance_sum = 0.0
+        return line
+
+
+def training_arguments(
+    config: TuneConfig, out: Path, *, lr: float, steps: int, processes: int, bf16: bool, seed: int
+) -> TrainingArguments:
+    """Map the recipe's keys to transformers' arguments.
+
+    Raises:
+        RecipeError: the batch can't be cut into equal micro-batches over the processes.
+    """
+    return TrainingArguments(
+        output_dir=str(out / "resume"),
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=accumulation(config, processes),
+        num_train_epochs=1,  # the rows are ordered for all epochs
+        train_sampling_strategy="sequential",
+        learning_rate=lr,
+        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=round(config.warmup * steps),
+        optim={"adafactor": "adafactor", "adamw": "adamw_torch"}[config.optimizer],
+        weight_decay=0.0,
+        max_grad_norm=config.clip,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # a callback saves by the clock
+        save_total_limit=1,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def accumulation(config: TuneConfig, processes: int) -> int:
+    """Return the micro-batches per optimiser step and process.
+
+    Raises:
+        RecipeError: the batch is no multiple of micro_batch times processes.
+    """
+    together = config.micro_batch * processes
+    if config.batch % together:
+        raise RecipeError(
+            f"tune.batch={config.batch} is no multiple of tune.micro_batch={config.micro_batch} x {processes} devices; "
+            f"choose a multiple of {together}"
+        )
+    return config.batch // together

@@ -1,0 +1,168 @@
+"""The stage `tune`: instruction-tune a checkpoint, dense or mixture, on one device or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.utils import logging as transformers_logging
+
+from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, require_disk, write_checkpoint, write_config
+from xft.cost import count
+from xft.data.prepare import read_pairs
+from xft.device import compute_dtype, describe_device
+from xft.errors import DivergedError, RunError
+from xft.families import MOE_PREFIX
+from xft.recipe import TuneConfig
+from xft.stage import Meter, read_json, write_json
+from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
+from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
+
+RESUME = "resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneJob:
+    """All that a tuning needs; goes to worker processes as JSON."""
+
+    model: str
+    pairs: str
+    """JSONL file of prepared pairs."""
+    out: str
+    prompt: str
+    epochs: int
+    lr: float
+    seed: int
+    config: dict[str, Any]
+    label: str = "tune"
+
+
+def tune(job: TuneJob, meter: Meter, *, processes: int | None = None) -> None:
+    """Tune in this process, or in one process a GPU when several are visible; fills the job's `out` folder.
+
+    Raises:
+        DivergedError: a loss or gradient that is not finite.
+        RunError: a worker process failed.
+    """
+    out = Path(job.out)
+    processes = processes or max(1, torch.cuda.device_count())
+    if processes == 1:
+        train(job)
+    else:
+        _launch(job, processes)
+    summary = read_json(out / "summary.json", {})
+    meter.tokens, meter.flops = summary["tokens"], summary["flops"]
+    meter.device, meter.dtype = summary["device"], summary["dtype"]
+
+
+def _launch(job: TuneJob, processes: int) -> None:
+    accumulation(TuneConfig(**job.config), processes)
+    spec = Path(job.out) / "job.json"
+    write_json(spec, asdict(job))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [] if torch.cuda.is_available() else ["--cpu"]
+    done = subprocess.run([*command, "-m", "xft.tune.tune", str(spec)], check=False)
+    if done.returncode:
+        if (Path(job.out) / "diverged.json").exists():
+            raise DivergedError(read_json(Path(job.out) / "diverged.json", {})["message"])
+        raise RunError(f"{job.out}: a training process failed (exit code {done.returncode}); its message is above")
+    spec.unlink()
+
+
+def train(job: TuneJob) -> None:
+    """Train and write the result; called in every process of a distributed run."""
+    quiet()
+    out, config = Path(job.out), TuneConfig(**job.config)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    source = Checkpoint(job.model)
+    require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    rows, counts = encode_all(read_pairs(Path(job.pairs)), tokenizer, job.prompt, config.max_length)
+    order = training_order(rows, epochs=job.epochs, batch=config.batch, seed=job.seed)
+    dtype = compute_dtype(config.precision)
+
+    set_seed(job.seed)
+    # fp32 master weights: bf16 ones would round small updates away
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    cost = count(model)
+    steps = -(-len(order) // config.batch)
+    arguments = training_arguments(
+        config, out, lr=job.lr, steps=steps, processes=processes, bf16=dtype == torch.bfloat16, seed=job.seed
+    )
+    trainer = ResponseTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=OrderedRows(rows, order),
+        data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+        balance=config.balance,
+    )
+    metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
+    for callback in (DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
+    if not trainer.is_world_process_zero():
+        return
+    rounding = save_tuned(trainer.accelerator.unwrap_model(trainer.model), source, out)
+    positions = int(metrics.totals["positions"])
+    mean_length = sum(len(row.tokens) for row in rows) / len(rows)
+    write_json(
+        out / "summary.json",
+        {
+            **counts, "steps": steps, "epochs": job.epochs, "tokens": int(metrics.totals["tokens"]),
+            "positions": positions, "parameters": cost.parameters, "active_parameters": cost.active,
+            "flops": cost.training_flops(positions, int(metrics.totals["tokens"]), mean_length),
+            "device": describe_device(), "dtype": str(dtype).removeprefix("torch."), "rounding_error": rounding,
+        },
+    )  # fmt: skip
+    shutil.rmtree(out / RESUME, ignore_errors=True)
+
+
+def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
+    """Write a tuned model beside its companions; return the largest rounding error of a weight.
+
+    A dense model is written in its checkpoint's dtype; a mixture in fp32, since the merge reads its small differences.
+    """
+    mixture = str(source.config["model_type"]).startswith(MOE_PREFIX)
+    dtype = torch.float32 if mixture else source.dtype(source.family.embedding)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in source}
+    plan = [
+        Planned(name=name, shape=tuple(tensor.shape), dtype=dtype, make=lambda name=name: [finite(state[name].cpu(), name)])
+        for name, tensor in state.items()
+    ]
+    write_checkpoint(out, plan)
+    copy_companions(source.folder, out)
+    write_config(out, source.config | {"dtype": str(dtype).removeprefix("torch.")})
+    if dtype == torch.float32:
+        return 0.0
+    return max(float((tensor - tensor.to(dtype)).abs().max()) for tensor in state.values())
+
+
+def quiet() -> None:
+    """Silence transformers' own bars and hints; xft shows its own."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _fp32_bytes(source: Checkpoint) -> int:
+    return sum(4 * torch.Size(source.shape(name)).numel() for name in source.names())
+
+
+if __name__ == "__main__":  # a worker process of `_launch`
+    import xft  # noqa: F401  (registers the mixture classes)
+
+    _job = TuneJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        train(_job)
+    except DivergedError as _error:
+        write_json(Path(_job.out) / "diverged.json", {"message": str(_error)})
+        raise SystemExit(1) from None

