@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import gc
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +19,7 @@ from typing import Any
 
 from xft import __version__
 from xft.errors import RunError
+from xft.memory import keep_heap_compact, peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
@@ -81,13 +78,14 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}
         write_json(partial / BEGUN, begun)
         meter = Meter()
-        _reset_peak_memory()
+        keep_heap_compact()
+        reset_peak_memory()
         clock = time.monotonic()
         try:
             stage.work(partial, meter)
         finally:
             begun["wall_seconds"] += time.monotonic() - clock
-            begun["peak_memory_bytes"] = max(begun.get("peak_memory_bytes", 0), _peak_memory())
+            begun["peak_memory_bytes"] = max(begun.get("peak_memory_bytes", 0), peak_memory())
             write_json(partial / BEGUN, begun)
             release_memory()
         files = {name: file_digest(partial / name) for name in _files(partial)}
@@ -201,28 +199,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, so that one stage's peak is not the next one's."""
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory() -> int:
-    """Return the process's largest resident size in bytes since the last reset."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _now() -> str:

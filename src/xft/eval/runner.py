@@ -14,6 +14,7 @@ the token.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -26,6 +27,7 @@ from collections.abc import Callable
 DISK_MB = 64
 OPEN_FILES = 64
 PROCESSES = 64
+RESERVED_IDS = 300  # process ids that the kernel gives out once only
 DEVICES = ("null", "zero", "random", "urandom")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -179,7 +181,8 @@ def die_with_parent() -> None:
 def limit_resources(level: str, memory_mb: int, cpu_s: int) -> None:
     """Set limits on the process.
 
-    Processes are counted per user; only in a user namespace of its own is that the candidate's count alone.
+    Processes are counted per user: in a user namespace of its own that is the candidate's count alone; at level unsafe
+    it can start none. The kernel exempts root from this limit.
     """
     limits = {
         resource.RLIMIT_AS: memory_mb << 20,
@@ -187,8 +190,8 @@ def limit_resources(level: str, memory_mb: int, cpu_s: int) -> None:
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
-    if level == "namespaces":
-        limits[resource.RLIMIT_NPROC] = PROCESSES
+    if level != "seccomp":  # where the filter refuses new processes, and threads may be as many as memory allows
+        limits[resource.RLIMIT_NPROC] = PROCESSES if level == "namespaces" else 0
     for which, value in limits.items():
         ceiling = resource.getrlimit(which)[1]
         value = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
@@ -208,7 +211,8 @@ def drop_privileges() -> None:
 # --- namespaces -------------------------------------------------------------------------------------------------------
 
 NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000 | 0x08000000 | 0x04000000  # user pid net mnt ipc uts
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1 << 5, 1 << 12, 1 << 14, 1 << 18
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on all architectures
 AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 1, 0o2000000, 4
 
@@ -240,10 +244,23 @@ def isolate_files(folder: str) -> None:
         os.close(tree)
     os.mkdir("/dev/shm")
     try:
-        mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        limit_process_ids()
+        mount(None, "/proc", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except PermissionError:  # inside most containers
         mount("tmpfs", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k")
     os.chdir(folder)
+
+
+def limit_process_ids() -> None:
+    """Give this PID namespace few ids, a limit that holds for root too.
+
+    Before Linux 6.14 the setting is the whole machine's, and root's to change even here: it must not be touched.
+    """
+    release = os.uname().release.split(".")
+    if (int(release[0]), int(release[1])) >= (6, 14):
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write(str(RESERVED_IDS + PROCESSES))
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:

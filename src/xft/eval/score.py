@@ -149,7 +149,7 @@ def check_references(
         _Job(key=(p.task_id, 0), program=benchmark.program(p, p.stub + p.canonical), fingerprint="", finish="stop")
         for p in problems
     ]
-    found = {job.key[0]: outcome for job, outcome in _outcomes(jobs, sandbox, workers, timeout_s, memory_mb)}
+    found = {job.key[0]: outcome for job, outcome in _outcomes(jobs, sandbox, workers, timeout_s, memory_mb) if outcome}
     return [(p.task_id, found[p.task_id]) for p in problems if found[p.task_id].status != "passed"]
 
 

@@ -1,0 +1,54 @@
+"""The held-out loss: nats a response token of each held-out pair, the measure with the least noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xft.data.prepare import read_pairs
+from xft.eval.metrics import mean_interval
+from xft.progress import track
+from xft.stage import write_json
+from xft.tune.dataset import Collator, encode_all
+from xft.tune.loss import response_hidden, token_losses
+
+MAX_LENGTH = 1024
+BATCH_TOKENS = 2048
+"""Positions scored together, padding included."""
+
+
+@torch.inference_mode()
+def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style: str, label: str) -> dict[str, Any]:
+    """Write losses.jsonl and scores.json into `out`; return the scores."""
+    rows, counts = encode_all(read_pairs(pairs), tokenizer, style, MAX_LENGTH)
+    collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
+    losses: dict[int, float] = {}
+    with track(label, len(rows)) as advance:
+        while order:
+            part = _fill(order, rows)
+            batch = {name: tensor.to(model.device) for name, tensor in collate([rows[n] for n in part]).items()}
+            labels = batch.pop("labels")
+            hidden, targets = response_hidden(model, batch, labels)
+            each = token_losses(hidden, targets, model.get_output_embeddings()).split([rows[n].trained for n in part])
+            losses |= {number: float(values.mean()) for number, values in zip(part, each, strict=True)}
+            advance(len(part))
+    lines = [{"id": number, "tokens": rows[number].trained, "loss": losses[number]} for number in range(len(rows))]
+    (out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    values = [losses[number] for number in range(len(rows))]
+    low, high = mean_interval(values)
+    scores = {"n": len(rows), "mean": sum(values) / len(values), "interval": [low, high], **counts}
+    write_json(out / "scores.json", scores)
+    return scores
+
+
+def _fill(order: list[int], rows: list[Any]) -> list[int]:
+    """Take row numbers from the end of `order`, longest first, as many as fit a batch."""
+    part = [order.pop()]
+    longest = len(rows[part[0]].tokens)
+    while order and (len(part) + 1) * longest <= BATCH_TOKENS:
+        part.append(order.pop())
+    return part

