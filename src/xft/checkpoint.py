@@ -70,7 +70,7 @@ class Checkpoint:
     def _open(self, shard: str) -> Any:
         if shard not in self._files:
             path = self.folder / shard
-            if not path.is_file() or path.resolve().parent != path.parent.resolve() and ".." in shard:
+            if not path.is_file() or (path.resolve().parent != path.parent.resolve() and ".." in shard):
                 raise CheckpointError(f"{path}: this shard is missing; fetch the model again")
             try:
                 self._files[shard] = safe_open(path, framework="pt", device="cpu")
@@ -120,7 +120,9 @@ class Checkpoint:
 
     def _require(self, name: str) -> None:
         if name not in self._shards:
-            raise CheckpointError(f"{self.folder}: no tensor {name!r}; is this a {self.config.get('model_type')} model?")
+            raise CheckpointError(
+                f"{self.folder}: no tensor {name!r}; is this a {self.config.get('model_type')} model?"
+            )
 
     def bytes(self) -> int:
         """Return the size of the weight files in bytes."""

@@ -50,7 +50,9 @@ def count(model: nn.Module) -> Cost:
         if isinstance(layer, MoELayer):
             routed = sum(weight.numel() for weight in layer.experts.parameters())
             idle += routed - routed * layer.router.keep // len(layer.experts.gate_proj)
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return Cost(
         parameters=parameters, active=parameters - idle, head=head.numel(), attention=config.num_hidden_layers * width
     )

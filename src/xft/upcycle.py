@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
-from xft.families import MOE_PREFIX
 from xft.errors import CheckpointError
+from xft.families import MOE_PREFIX
 from xft.moe.layer import Router
 from xft.moe.model import initialise
 from xft.progress import track

@@ -88,7 +88,9 @@ def test_imports_inside_the_stubs_function_reach_a_whole_function():
 
 
 def test_a_cut_body_keeps_its_whole_lines():
-    program = extract_program(STUB, "solve", "    total = 0\n    for x in xs:\n        total += helper(x)\n    return (tot")
+    program = extract_program(
+        STUB, "solve", "    total = 0\n    for x in xs:\n        total += helper(x)\n    return (tot"
+    )
     assert program.endswith("        total += helper(x)\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +30,29 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     train, heldout = split(examples, config, seed)
     _write_lines(out / TRAIN, (asdict(example) for example in train))
     _write_lines(out / HELDOUT, (asdict(example) for example in heldout))
-    counts = [{"path": source.path, "files": len(resolve_files(source))} for source in config.sources]
+    files = {source.path: {str(path) for path in resolve_files(source)} for source in config.sources}
+    counts = [
+        {"path": name, "records": sum(_file_of(example.source) in paths for example in examples)}
+        for name, paths in files.items()
+    ]
     write_json(
         out / "summary.json",
         {"train": len(train), "heldout": len(heldout), "rejected": len(rejected), "sources": counts},
     )
+
+
+def write_pairs(config: DataConfig, out: Path) -> Path:
+    """Write all pairs into `out`/train.jsonl, and malformed records into rejects.jsonl; return the pairs' file.
+
+    Raises:
+        DataError: a malformed record (unless `skip_bad`), or no record at all.
+    """
+    examples, rejected = read_all(config)
+    if rejected:
+        _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
+        print(f"{len(rejected)} malformed records left out, listed in {REJECTS}", file=sys.stderr)
+    _write_lines(out / TRAIN, (asdict(example) for example in examples))
+    return out / TRAIN
 
 
 def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
@@ -90,6 +109,11 @@ def read_pairs(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield Example(**json.loads(line))
+
+
+def _file_of(where: str) -> str:
+    """Return the file in a record's place, `FILE:LINE` or `FILE[ROW]`."""
+    return where[: -1 - len(where.rsplit(":" if where[-1] != "]" else "[", 1)[1])]
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:

@@ -60,7 +60,9 @@ def resolve_files(source: DataSource) -> list[Path]:
         if files:
             return files
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-    raise DataError(f"{source.path}: no such file; give a file, a folder, a hub data set (owner/name) or shipped:python")
+    raise DataError(
+        f"{source.path}: no such file; give a file, a folder, a hub data set (owner/name) or shipped:python"
+    )
 
 
 def read_source(source: DataSource) -> Iterator[Example | Rejected]:

@@ -57,7 +57,9 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
     meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
     if job.heldout and style != "completion":
         (job.out / "heldout").mkdir(exist_ok=True)
-        heldout_losses(model, tokenizer, job.heldout, job.out / "heldout", style=style, label=f"{job.label}: held-out loss")
+        heldout_losses(
+            model, tokenizer, job.heldout, job.out / "heldout", style=style, label=f"{job.label}: held-out loss"
+        )
     for benchmark, problems in selected:
         folder = job.out / benchmark.name
         folder.mkdir(exist_ok=True)
@@ -75,4 +77,6 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
             "model_config_sha256": file_digest(job.model / "config.json"), "sandbox_reason": sandbox.reason,
         }  # fmt: skip
         with track(f"{job.label}: {benchmark.name} verdicts", len(problems)) as advance:
-            score(benchmark, folder / "samples.jsonl", folder, sandbox=sandbox, meta=meta, progress=lambda *_: advance(1))
+            score(
+                benchmark, folder / "samples.jsonl", folder, sandbox=sandbox, meta=meta, progress=lambda *_: advance(1)
+            )

@@ -70,9 +70,10 @@ def _error_line(source: str) -> int:
 
 
 def _program(stub: str, entry_point: str, segment: str) -> str:
-    """Read one stretch of text as a whole function or as a body, in the order that its first line suggests."""
+    """Read one stretch of text as a whole function or as a body, in the order that its looks suggest."""
     first = next((line for line in segment.split("\n") if line.strip()), "")
-    readings = [_from_whole, _from_body] if not first[:1].isspace() else [_from_body, _from_whole]
+    whole = _definition(entry_point, textwrap.dedent(segment)) or not first[:1].isspace()
+    readings = [_from_whole, _from_body] if whole else [_from_body, _from_whole]
     for reading in readings:
         if program := reading(stub, entry_point, segment):
             return program
@@ -86,35 +87,44 @@ def _from_whole(stub: str, entry_point: str, segment: str) -> str:
         if not _defines(head, entry_point) and (start := CODE_START.search(text)):
             head = parseable_prefix(text[start.start() :])
         if not _defines(head, entry_point):
-            start = re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", text, re.MULTILINE)
+            start = _definition(entry_point, text)
             head = f"{head}\n{parseable_prefix(text[start.start() :])}" if start else ""
         if _defines(head, entry_point):
             return _with_preamble(stub, entry_point, head)
     return ""
 
 
+def _definition(entry_point: str, text: str) -> re.Match[str] | None:
+    """Find the line that defines the entry point."""
+    return re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", text, re.MULTILINE)
+
+
 def _from_body(stub: str, entry_point: str, segment: str) -> str:
     """Join a body to the stub; one that lost its indentation gets it back when it returns something."""
     head = stub if stub.endswith("\n") else stub + "\n"
-    program = parseable_prefix(head + segment.strip("\n"))
+    program = parseable_prefix(head + segment)
     if _defines(program, entry_point):
         return program
     body = parseable_prefix(textwrap.dedent(segment).strip("\n"))
     tree = parse(body)
-    if tree is not None and any(isinstance(node, ast.Return) for node in ast.walk(tree)):
+    if tree is None or any(isinstance(node, Definition | ast.ClassDef) for node in tree.body):
+        return ""
+    if any(isinstance(node, ast.Return) for node in ast.walk(tree)):
         program = head + textwrap.indent(body, "    ")
         return program if _defines(program, entry_point) else ""
     return ""
 
 
 def _defines(program: str, entry_point: str) -> bool:
-    """Tell whether a program's last definition of the entry point does something beside its docstring."""
+    """Tell whether a program's last definition of the entry point does more than a stub: document and import."""
     tree = parse(program)
     if tree is None:
         return False
     found = [node for node in tree.body if isinstance(node, Definition) and node.name == entry_point]
-    return bool(found) and any(
-        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in found[-1].body
+    return bool(found) and not all(
+        isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in found[-1].body
     )
 
 

@@ -166,7 +166,9 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
     )
-    metrics = MetricsFile(job.out, lambda seconds: trainer.measure(seconds, len(rows)) | {"movement": merging.movement()})
+    metrics = MetricsFile(
+        job.out, lambda seconds: trainer.measure(seconds, len(rows)) | {"movement": merging.movement()}
+    )
     for callback in (
         Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(job.tune.checkpoint_minutes)
     ):  # fmt: skip

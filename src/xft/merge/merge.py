@@ -62,7 +62,11 @@ def merge(job: MergeJob, meter: Meter) -> None:
 def card(job: MergeJob, experts: int) -> str:
     """Return the model card: what made the model, from what, under which licence."""
     licence = next((path.name for path in sorted(job.mixture.glob("LICENSE*"))), None)
-    says = f"see {licence} beside this file" if licence else "that of the base model; check it before you pass the model on"
+    says = (
+        f"see {licence} beside this file"
+        if licence
+        else "that of the base model; check it before you pass the model on"
+    )
     data = "\n".join(f"- {name}" for name in job.data)
     return f"""---
 library_name: transformers

@@ -65,7 +65,9 @@ def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, o
             copied = copy_of(mixture, name)
             plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
     if not any(".shared_expert." in name for name in mixture.names()):
-        raise CheckpointError(f"{mixture.folder}: no {family.ffn.format(layer=0)}.shared_expert tensors; not a whole mixture")
+        raise CheckpointError(
+            f"{mixture.folder}: no {family.ffn.format(layer=0)}.shared_expert tensors; not a whole mixture"
+        )
     with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
         write_checkpoint(out, plan, progress=advance)
     copy_companions(mixture.folder, out)
@@ -74,7 +76,12 @@ def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, o
 
 
 def _merged(
-    mixture: Checkpoint, name: str, shares_LR: Tensor, shared_weight: float, dtype: torch.dtype, rounding: dict[str, float]
+    mixture: Checkpoint,
+    name: str,
+    shares_LR: Tensor,
+    shared_weight: float,
+    dtype: torch.dtype,
+    rounding: dict[str, float],
 ) -> Planned:
     stacked = name.replace(".shared_expert.", ".experts.").removesuffix(".weight")
     layer = next(n for n in range(mixture.layers) if name.startswith(mixture.family.ffn.format(layer=n) + "."))

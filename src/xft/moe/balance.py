@@ -23,7 +23,9 @@ def record_routers(model: nn.Module) -> Iterator[list[RouterOutput]]:
     """
     outputs: list[RouterOutput] = []
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    handles = [router.register_forward_hook(lambda _module, _args, output: outputs.append(output)) for router in routers]
+    handles = [
+        router.register_forward_hook(lambda _module, _args, output: outputs.append(output)) for router in routers
+    ]
     try:
         yield outputs
     finally:

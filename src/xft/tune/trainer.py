@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,6 @@ def training_arguments(
         max_grad_norm=config.clip,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -120,7 +119,15 @@ def training_arguments(
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        **(_checkpointing() if config.gradient_checkpointing else {}),
     )
+
+
+def _checkpointing() -> dict[str, Any]:
+    """Turn gradient checkpointing on under the name that this transformers knows it by."""
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def accumulation(config: TuneConfig, processes: int) -> int:

@@ -136,7 +136,9 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
     dtype = torch.float32 if mixture else source.dtype(source.family.embedding)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in source}
     plan = [
-        Planned(name=name, shape=tuple(tensor.shape), dtype=dtype, make=lambda name=name: [finite(state[name].cpu(), name)])
+        Planned(
+            name=name, shape=tuple(tensor.shape), dtype=dtype, make=lambda name=name: [finite(state[name].cpu(), name)]
+        )
         for name, tensor in state.items()
     ]
     write_checkpoint(out, plan)

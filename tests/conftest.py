@@ -1,0 +1,104 @@
+"""Tiny real models, built once a test run: random weights, random norms and biases (zeros and ones hide errors)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network by accident
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> Any:
+    """A byte-level tokenizer of 262 entries with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate(special + letters)}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def make_dense(folder: Path, model_type: str = "llama", dtype: str = "float32", **overrides: Any) -> Path:
+    """Save a random dense model of a family, with its tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    if model_type == "llama":
+        overrides = {"attention_bias": True, **overrides}
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **{**SIZES, **overrides})
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config).to(torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.2)
+            else:
+                parameter.normal_(std=0.15)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in fp32."""
+    return make_dense(tmp_path_factory.mktemp("tiny") / "dense")
+
+
+@pytest.fixture(scope="session")
+def tiny_moe(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mixture of `tiny_dense` with experts that differ."""
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    folder = tmp_path_factory.mktemp("tiny") / "moe"
+    folder.mkdir()
+    upcycle(tiny_dense, folder, UpcycleConfig(experts=4, active=3), seed=1)
+    return perturb_experts(folder)
+
+
+def perturb_experts(folder: Path, std: float = 0.05) -> Path:
+    """Give every expert of a mixture its own noise."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in tensors.items():
+        if ".experts." in name or ".shared_expert." in name:
+            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * std
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
