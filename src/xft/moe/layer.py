@@ -97,7 +97,8 @@ class Experts(nn.Module):
 
     @staticmethod
     def _product(x_NI: Tensor, weight_ROI: Tensor, ends_R: Tensor) -> Tensor:
-        return F.grouped_mm(x_NI, weight_ROI.transpose(1, 2), offs=ends_R)
+        product: Tensor = F.grouped_mm(x_NI, weight_ROI.transpose(1, 2), offs=ends_R)
+        return product
 
 
 class MoELayer(nn.Module):

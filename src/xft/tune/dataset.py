@@ -33,7 +33,7 @@ class Row:
 
 
 def encode(example: Example, tokenizer: Any, style: str, max_length: int) -> Row:
-    """Return a pair's tokens in a prompt style, cut at `max_length`; a row without trained position has `trained` <= 0."""
+    """Return a pair's tokens in a prompt style, cut at `max_length`; where only prompt is left, `trained` is <= 0."""
     prompt = PROMPTS[style]
     before = tokenizer.encode(prompt.before(tokenizer, example.instruction), add_special_tokens=False)
     after = tokenizer.encode(example.response + prompt.after(tokenizer), add_special_tokens=False)

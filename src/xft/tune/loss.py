@@ -16,7 +16,7 @@ ROWS = 512
 
 
 def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the backbone; return the last hidden states that predict trained positions, (N, D), and their targets, (N,)."""
+    """Run the backbone; return the hidden states that predict trained positions, (N, D), and their targets, (N,)."""
     nothing = torch.empty(0, dtype=torch.long, device=labels_BS.device)
     # The stock forward would make logits for every position; asked for none of them it still gives the hidden states.
     outputs = model(**inputs, logits_to_keep=nothing, output_hidden_states=True, use_cache=False)
@@ -26,7 +26,7 @@ def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) ->
 
 
 def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
-    """Return the summed cross-entropy in fp32; logits are made again in the backward pass, `ROWS` positions at a time."""
+    """Return the summed cross-entropy in fp32; logits exist for `ROWS` positions at a time, also in the backward pass."""
     pieces = [
         checkpoint(_piece, hidden, targets, head, use_reentrant=False)
         for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)

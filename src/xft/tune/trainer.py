@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from xft.errors import DivergedError, RecipeError
 from xft.moe.balance import ExpertHealth, balance_loss, record_routers
-from xft.moe.layer import MoELayer
+from xft.moe.layer import MoELayer, RouterOutput
 from xft.recipe import TuneConfig
 from xft.tune.loss import response_hidden, summed_loss
 
@@ -33,6 +33,7 @@ class ResponseTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # asks Trainer for num_items_in_batch
         self.remove_callback(PrinterCallback)
         self.balance = balance
+        assert self.model is not None
         self.mixture = any(isinstance(module, MoELayer) for module in self.model.modules())
         self.health = ExpertHealth()
         self.balance_sum, self.micro_batches = 0.0, 0
@@ -49,6 +50,7 @@ class ResponseTrainer(Trainer):
         labels = inputs.pop("labels")
         mask = inputs["attention_mask"].reshape(-1)
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        recording: contextlib.AbstractContextManager[list[RouterOutput]]
         recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
         with recording as routed, self.accelerator.autocast():
             hidden, targets = response_hidden(model, inputs, labels)
@@ -69,7 +71,7 @@ class ResponseTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def measure(self, seconds: float, rows: int) -> dict[str, Any]:
-        """Return what was counted during the step that took `seconds`, of `rows` rows an epoch; start the counts anew."""
+        """Return what was counted during a step of `seconds`, with `rows` rows an epoch; start the counts anew."""
         world = self.accelerator.num_processes
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world
         line: dict[str, Any] = {
