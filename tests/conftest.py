@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network by accident
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time to threads
 
 SIZES = {
     "hidden_size": 32,
@@ -48,7 +50,9 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
-def make_dense(folder: Path, model_type: str = "llama", dtype: str = "float32", **overrides: Any) -> Path:
+def make_dense(
+    folder: Path, model_type: str = "llama", dtype: str = "float32", *, seed: int = 7, **overrides: Any
+) -> Path:
     """Save a random dense model of a family, with its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -57,7 +61,7 @@ def make_dense(folder: Path, model_type: str = "llama", dtype: str = "float32", 
     if model_type == "llama":
         overrides = {"attention_bias": True, **overrides}
     config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **{**SIZES, **overrides})
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -90,6 +94,39 @@ def tiny_moe(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return perturb_experts(folder)
 
 
+@pytest.fixture(scope="session")
+def dense_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the random dense model of a family, dtype and settings, made once a run; tests must not write to it."""
+    made: dict[str, Path] = {}
+
+    def dense(model_type: str = "llama", dtype: str = "float32", **options: Any) -> Path:
+        key = repr((model_type, dtype, sorted(options.items())))
+        if key not in made:
+            made[key] = make_dense(tmp_path_factory.mktemp("dense") / model_type, model_type, dtype, **options)
+        return made[key]
+
+    return dense
+
+
+@pytest.fixture(scope="session")
+def moe_of(dense_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the mixture of 4 experts (3 active) that differ, made once a run; tests must not write to it."""
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    made: dict[str, Path] = {}
+
+    def moe(model_type: str = "llama", dtype: str = "float32", **options: Any) -> Path:
+        key = repr((model_type, dtype, sorted(options.items())))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("moe")
+            upcycle(dense_of(model_type, dtype, **options), made[key], UpcycleConfig(experts=4, active=3), seed=1)
+            perturb_experts(made[key])
+        return made[key]
+
+    return moe
+
+
 def perturb_experts(folder: Path, std: float = 0.05) -> Path:
     """Give every expert of a mixture its own noise."""
     import torch
@@ -99,6 +136,7 @@ def perturb_experts(folder: Path, std: float = 0.05) -> Path:
     generator = torch.Generator().manual_seed(3)
     for name, tensor in tensors.items():
         if ".experts." in name or ".shared_expert." in name:
-            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * std
+            noise = torch.randn(tensor.shape, generator=generator) * std
+            tensors[name] = (tensor + noise).to(tensor.dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -53,8 +53,8 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return {"sources": value} if isinstance(value, list) else value
+    def _from_sources(cls, value: Any) -> Any:
+        return {"sources": value} if isinstance(value, list | str) else value
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -227,7 +227,8 @@ def parse_section(schema: type[S], tree: dict[str, Any], where: str) -> S:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        problems = error.errors()
+        first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
         at = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(_section_at(schema, first["loc"][:-1]).model_fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,4 @@ def _router_tensors(source: Checkpoint, prefix: str, config: UpcycleConfig, seed
         initialise(router, std=0.0)
     dtype = source.dtype(source.family.embedding)
     for name, tensor in router.state_dict().items():
-        yield Planned(
-            name=f"{prefix}.{name}", shape=tuple(tensor.shape), dtype=dtype, make=lambda tensor=tensor: [tensor]
-        )
+        yield Planned(name=f"{prefix}.{name}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor]))

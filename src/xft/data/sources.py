@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -92,17 +93,27 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-    with opened as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except UnicodeDecodeError as error:
-                yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})")
-            except ValueError as error:
-                yield f"{path}:{number}", BadRecordError(f"not JSON ({error})")
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except UnicodeDecodeError as error:
+            yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})")
+        except ValueError as error:
+            yield f"{path}:{number}", BadRecordError(f"not JSON ({error})")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.name.endswith(".gz"):
+        with path.open("rb") as lines:
+            yield from lines
+        return
+    try:
+        with gzip.open(path, "rb") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable gzip file ({error}); fetch it again") from None
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:

@@ -53,7 +53,8 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     style = job.style if job.style == "completion" else resolve_prompt(job.style, tokenizer)
     dtype = compute_dtype("auto")
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype).to(device()).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
+    model.to(device()).eval()
     meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
     if job.heldout and style != "completion":
         (job.out / "heldout").mkdir(exist_ok=True)

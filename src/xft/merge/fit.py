@@ -39,6 +39,8 @@ COEFFICIENTS = "coefficients.safetensors"
 class Merging(nn.Module):
     """A dense model with mixed FFNs, whose only parameters are the logits `a`, (L, R)."""
 
+    dense: Any
+
     def __init__(self, mixture: Checkpoint, shared_weight: float, method: str) -> None:
         super().__init__()
         family: Family = mixture.family

@@ -88,17 +88,22 @@ class Experts(nn.Module):
         ends_R = torch.bincount(expert_N, minlength=len(self.gate_proj)).cumsum(0).to(torch.int32)
 
         x_ND = x_TD.to(dtype)[:, None, :].expand(-1, keep, -1).reshape(tokens * keep, -1)
-        x_ND = _Permute.apply(x_ND, order_N, inverse_N)
+        x_ND = _permute(x_ND, order_N, inverse_N)
         gate_NF = self._product(x_ND, self.gate_proj.to(dtype), ends_R)
         up_NF = self._product(x_ND, self.up_proj.to(dtype), ends_R)
         y_ND = self._product(self.activation(gate_NF) * up_NF, self.down_proj.to(dtype), ends_R)
-        y_TKD = _Permute.apply(y_ND, inverse_N, order_N).view(tokens, keep, -1)
+        y_TKD = _permute(y_ND, inverse_N, order_N).view(tokens, keep, -1)
         return torch.bmm(weights_TK[:, None, :].to(dtype), y_TKD)[:, 0]
 
     @staticmethod
     def _product(x_NI: Tensor, weight_ROI: Tensor, ends_R: Tensor) -> Tensor:
         product: Tensor = F.grouped_mm(x_NI, weight_ROI.transpose(1, 2), offs=ends_R)
         return product
+
+
+def _permute(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    permuted: Tensor = _Permute.apply(rows, order, inverse)  # type: ignore[no-untyped-call]
+    return permuted
 
 
 class MoELayer(nn.Module):
@@ -116,5 +121,5 @@ class MoELayer(nn.Module):
         routing = self.router(x_TD).routing
         shared_TD = self.shared_expert(x_TD)
         routed_TD = self.experts(x_TD, routing.ids_TK, routing.routed_TK)
-        mixed_TD = shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + routed_TD.to(shared_TD.dtype)
-        return mixed_TD.view_as(x_BSD)
+        mixed_TD: Tensor = shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + routed_TD.to(shared_TD.dtype)
+        return mixed_TD.reshape(x_BSD.shape)

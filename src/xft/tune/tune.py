@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,7 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
     dtype = torch.float32 if mixture else source.dtype(source.family.embedding)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in source}
     plan = [
-        Planned(
-            name=name, shape=tuple(tensor.shape), dtype=dtype, make=lambda name=name: [finite(state[name].cpu(), name)]
-        )
+        Planned(name=name, shape=tuple(tensor.shape), dtype=dtype, make=partial(_checked, tensor, name))
         for name, tensor in state.items()
     ]
     write_checkpoint(out, plan)
@@ -147,6 +146,10 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
     if dtype == torch.float32:
         return 0.0
     return max(float((tensor - tensor.to(dtype)).abs().max()) for tensor in state.values())
+
+
+def _checked(tensor: torch.Tensor, name: str) -> list[torch.Tensor]:
+    return [finite(tensor.cpu(), name)]
 
 
 def quiet() -> None:

@@ -1,0 +1,29 @@
+# `make demo` and `make test` need Python 3.11+, pip and make; each sets up .venv by itself.
+PYTHON ?= python3
+VENV   := .venv
+READY  := $(VENV)/.ready
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-slow check clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	touch $(READY)
+
+demo: $(READY)          ## the main job on the embedded model: about a quarter of an hour on 2 cores
+	$(BIN)/xft run smollm2-135m-demo --out runs/demo
+
+check: $(READY)         ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check             ## what CI runs
+	$(BIN)/pytest -rs
+
+test-slow: $(READY)     ## the minutes-long tests
+	$(BIN)/pytest -rs -m slow
+
+clean:                  ## remove the environment and caches, keep runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from xft.errors import UnknownNameError
+from xft.moe.routers import ROUTERS, RouterRule, Routing
+
+SIZES = [(routed, k) for routed in (1, 2, 5, 7) for k in range(1, routed + 1)]
+
+
+@pytest.fixture(params=sorted(ROUTERS))
+def rule(request: Any) -> RouterRule:
+    return ROUTERS[request.param]
+
+
+def some_logits(routed: int) -> Tensor:
+    """Ordinary, equal, saturated and huge logits."""
+    generator = torch.Generator().manual_seed(routed)
+    random_TR = torch.randn(64, routed, generator=generator)
+    return torch.cat([random_TR, 30 * random_TR, 1e4 * random_TR, torch.zeros(2, routed), torch.full((2, routed), -1e30)])
+
+
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_weights_are_finite_and_not_negative(rule: RouterRule, routed: int, k: int) -> None:
+    routing = rule.route(some_logits(routed), k)
+    for weights in (routing.shared_T, routing.routed_TK, routing.scores_TK):
+        assert torch.isfinite(weights).all()
+        assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_each_token_keeps_k_different_experts_that_exist(rule: RouterRule, routed: int, k: int) -> None:
+    ids_TK = rule.route(some_logits(routed), k).ids_TK
+    assert ids_TK.shape[1] == k
+    for kept in ids_TK.tolist():
+        assert len(set(kept)) == k
+        assert set(kept) <= set(range(routed))
+
+
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_the_experts_with_the_largest_logits_are_kept_best_first(rule: RouterRule, routed: int, k: int) -> None:
+    logits_TR = torch.randn(64, routed, generator=torch.Generator().manual_seed(k))
+    assert torch.equal(rule.route(logits_TR, k).ids_TK, logits_TR.argsort(-1, descending=True)[:, :k])
+
+
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_rules_that_preserve_the_dense_model_give_weights_that_sum_to_one(
+    rule: RouterRule, routed: int, k: int
+) -> None:
+    if not rule.preserves_dense:
+        pytest.skip("this rule does not promise it")
+    for dtype in (torch.float32, torch.bfloat16):
+        routing = rule.route(some_logits(routed).to(dtype), k)
+        total_T = routing.shared_T + routing.routed_TK.sum(-1)
+        torch.testing.assert_close(total_T, torch.ones_like(total_T), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("routed", "k"), [size for size in SIZES if size[0] > 1])
+def test_the_gradient_reaches_the_logits_of_every_token(rule: RouterRule, routed: int, k: int) -> None:
+    logits_TR = torch.randn(32, routed, generator=torch.Generator().manual_seed(k), requires_grad=True)
+    routing = rule.route(logits_TR, k)
+    # Weights alone sum to 1, so each expert's weight is given a value of its own, as its output would.
+    (routing.shared_T + (routing.routed_TK * (2 + routing.ids_TK)).sum(-1)).sum().backward()
+    assert logits_TR.grad is not None
+    assert torch.isfinite(logits_TR.grad).all()
+    assert (logits_TR.grad.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_scores_are_the_softmax_of_the_logits_at_the_kept_experts(rule: RouterRule, routed: int, k: int) -> None:
+    logits_TR = some_logits(routed)[:64]
+    routing = rule.route(logits_TR, k)
+    torch.testing.assert_close(routing.scores_TK, logits_TR.softmax(-1).gather(1, routing.ids_TK))
+
+
+def test_shared_normalized_gives_what_was_computed_by_hand() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).log()  # softmax: 0.1, 0.4, 0.2, 0.3
+    routing = ROUTERS["shared-normalized"].route(logits, 2)
+    assert routing.ids_TK.tolist() == [[1, 3]]
+    # 0.4 e^0.4 / (e^0.4 + e^0.3) = 0.4 / (1 + e^-0.1)
+    torch.testing.assert_close(routing.shared_T, torch.tensor([0.6]))
+    torch.testing.assert_close(routing.routed_TK, torch.tensor([[0.2099917, 0.1900083]]))
+    torch.testing.assert_close(routing.scores_TK, torch.tensor([[0.4, 0.3]]))
+
+
+def test_shared_renormalized_gives_what_was_computed_by_hand() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).log()
+    routing = ROUTERS["shared-renormalized"].route(logits, 2)
+    torch.testing.assert_close(routing.shared_T, torch.tensor([0.6]))
+    torch.testing.assert_close(routing.routed_TK, torch.tensor([[0.4 * 4 / 7, 0.4 * 3 / 7]]))
+
+
+def by_formula(logits: list[float], k: int) -> dict[str, float]:
+    """Weights of XFT's equations 3 to 5, in Python's doubles: p = softmax(z), w_i = s_max e^p_i / sum e^p_j."""
+    exponentials = [math.exp(z) for z in logits]
+    p = [value / sum(exponentials) for value in exponentials]
+    kept = sorted(range(len(p)), key=lambda i: -p[i])[:k]
+    s_max = p[kept[0]]
+    blend = sum(math.exp(p[j]) for j in kept)
+    return {"shared": 1 - s_max} | {str(i): s_max * math.exp(p[i]) / blend for i in kept}
+
+
+def as_dicts(routing: Routing) -> list[dict[str, float]]:
+    rows = zip(routing.shared_T.tolist(), routing.ids_TK.tolist(), routing.routed_TK.tolist(), strict=True)
+    return [
+        {"shared": shared} | {str(i): w for i, w in zip(ids, weights, strict=True)} for shared, ids, weights in rows
+    ]
+
+
+@pytest.mark.parametrize(("routed", "k"), [(7, 5), (7, 1), (3, 3), (1, 1)])
+def test_shared_normalized_follows_the_papers_formula(routed: int, k: int) -> None:
+    logits_TR = 2 * torch.randn(32, routed, generator=torch.Generator().manual_seed(5))
+    for found, z in zip(
+        as_dicts(ROUTERS["shared-normalized"].route(logits_TR, k)), logits_TR.tolist(), strict=True
+    ):
+        assert found == pytest.approx(by_formula(z, k), abs=1e-6)
+
+
+def test_a_router_without_opinion_leaves_the_shared_expert_six_sevenths(rule: RouterRule) -> None:
+    routing = rule.route(torch.zeros(1, 7), 5)
+    torch.testing.assert_close(routing.shared_T, torch.tensor([6 / 7]))
+    torch.testing.assert_close(routing.routed_TK, torch.full((1, 5), 1 / 35))
+
+
+def test_even_a_certain_router_blends_the_kept_experts_under_shared_normalized() -> None:
+    certain = torch.tensor([[0.0, 0.0, 200.0, 0.0, 0.0, 0.0, 0.0]])
+    routing = ROUTERS["shared-normalized"].route(certain, 5)
+    assert routing.shared_T.item() == 0.0
+    best, rest = math.e / (math.e + 4), 1 / (math.e + 4)
+    torch.testing.assert_close(routing.routed_TK, torch.tensor([[best, rest, rest, rest, rest]]))
+    assert routing.ids_TK[0, 0] == 2
+
+
+def test_a_certain_router_uses_one_expert_under_shared_renormalized() -> None:
+    certain = torch.tensor([[0.0, 0.0, 200.0, 0.0, 0.0, 0.0, 0.0]])
+    routing = ROUTERS["shared-renormalized"].route(certain, 5)
+    assert routing.shared_T.item() == 0.0
+    torch.testing.assert_close(routing.routed_TK, torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
+
+
+def test_an_unknown_rule_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown router 'top'; available: .*shared-normalized"):
+        ROUTERS["top"]

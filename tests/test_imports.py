@@ -1,0 +1,106 @@
+"""What may import what: help and the light modules stay free of torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import xft
+
+SOURCE = Path(xft.__file__).parent
+HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub"}
+TRAINING = {
+    "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost",
+    "eval.generate", "eval.heldout",
+}  # fmt: skip
+"""Modules and packages that compute with tensors; every other one is free of them at module level."""
+COMMANDS = ("run", "upcycle", "tune", "merge", "eval", "report")
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    arguments = [command, "--help"] if command else ["--help"]
+    began = time.monotonic()
+    printed = _python(
+        "import json, sys\n"
+        f"sys.argv = ['xft', *{arguments!r}]\n"
+        "from xft.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    seconds = time.monotonic() - began
+    print(f"xft {' '.join(arguments)}: {seconds:.2f} s")
+    *text, modules = printed.splitlines()
+    assert any("Usage: " in line for line in text)
+    assert HEAVY.isdisjoint(json.loads(modules))
+    assert seconds < 2.0 or command, f"`xft --help` took {seconds:.1f} s"
+
+
+def test_every_command_has_a_help_test() -> None:
+    from typer.main import get_command
+
+    from xft.cli import app
+
+    assert sorted(get_command(app).commands) == sorted(COMMANDS)  # type: ignore[attr-defined]
+
+
+def test_importing_xft_loads_neither_torch_nor_transformers() -> None:
+    assert _python("import xft, sys; print('torch' in sys.modules, 'transformers' in sys.modules)") == "False False\n"
+
+
+def test_report_and_scoring_run_without_torch() -> None:
+    modules = "xft.report, xft.eval.score, xft.eval.runner, xft.pipeline, xft.base"
+    assert _python(f"import {modules}, sys; print('torch' in sys.modules)") == "False\n"
+
+
+@pytest.mark.parametrize("name", ["recipe", "registry", "errors"])
+def test_schema_registry_and_errors_import_nothing_of_xft_but_errors(name: str) -> None:
+    loaded = json.loads(
+        _python(f"import json, sys, xft.{name}; print(json.dumps([m for m in sys.modules if m.startswith('xft.')]))")
+    )
+    assert set(loaded) <= {"xft.errors", "xft.registry", f"xft.{name}"}
+    allowed = {"recipe": {"yaml", "pydantic", "xft"}, "registry": {"xft"}, "errors": set[str]()}[name]
+    assert _imported(SOURCE / f"{name}.py") - sys.stdlib_module_names <= allowed
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the top packages that a file imports when it is imported; functions and TYPE_CHECKING blocks are not."""
+    found: set[str] = set()
+    pending: list[ast.stmt] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.If):
+            guarded = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            main = isinstance(node.test, ast.Compare) and "__main__" in ast.dump(node.test)
+            pending += node.orelse if guarded or main else node.body + node.orelse
+        elif isinstance(node, ast.Try):
+            pending += node.body + node.orelse + node.finalbody
+        elif isinstance(node, ast.ClassDef | ast.With):
+            pending += node.body
+    return found
+
+
+def test_only_training_modules_import_torch() -> None:
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        training = any(module == name or module.startswith(name + ".") for name in TRAINING)
+        if not training and _imported(path) & HEAVY:
+            wrong.append(module)
+    assert wrong == []
