@@ -127,6 +127,24 @@ def moe_of(dense_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     return moe
 
 
+@pytest.fixture(scope="session")
+def quiet_moe(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_moe` without gate noise, so that two forward passes in training mode agree."""
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    folder = tmp_path_factory.mktemp("tiny") / "quiet"
+    folder.mkdir()
+    upcycle(tiny_dense, folder, UpcycleConfig(experts=4, active=3, gate_noise=False), seed=1)
+    return perturb_experts(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in bf16."""
+    return make_dense(tmp_path_factory.mktemp("tiny") / "bf16", dtype="bfloat16")
+
+
 def perturb_experts(folder: Path, std: float = 0.05) -> Path:
     """Give every expert of a mixture its own noise."""
     import torch

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from xft.base import resolve_base
+from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
 from xft.errors import RunError
 from xft.fetch import WHEELS
 from xft.progress import clock
-from xft.recipe import Recipe
+from xft.recipe import EvalConfig, Recipe
 from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manifest, run_stage, set_aside
 
 ASK_SECONDS = 600.0
@@ -51,6 +54,7 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
     with locked(out / ".lock"):
         nodes = graph(recipe, out)
         _ask_before_redoing(nodes, out, redo, confirm, say)
+        require_disk(out, space_needed(recipe, out))
         (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         for number, node in enumerate(nodes, start=1):
             stage = stage_of(node, out, recipe.seed)
@@ -65,6 +69,23 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
         from xft.report import write_report
 
         return write_report(out)
+
+
+def space_needed(recipe: Recipe, out: Path) -> int:
+    """Return the bytes that the unfinished stages will write, resume points included."""
+    base = Checkpoint(resolve_base(recipe.base))
+    family = base.family
+    sizes = {name: torch.Size(base.shape(name)).numel() for name in base.names()}
+    dense = sum(sizes.values())
+    ffn = sum(sizes[name] for layer in range(base.layers) for name in family.ffn_tensors(layer) if name in sizes)
+    mixture = dense + (recipe.upcycle.experts - 1) * ffn
+    stored = base.dtype(family.embedding).itemsize
+    master = 4  # bytes of an fp32 weight
+    needs = {
+        "sft": dense * (stored + master), "upcycle": mixture * stored, "moe": mixture * 2 * master,
+        "merge/uniform": dense * stored, "merge/learned": dense * stored,
+    }  # fmt: skip
+    return sum(size for name, size in needs.items() if read_manifest(out / name) is None)
 
 
 def stage_of(node: Node, out: Path, seed: int) -> Stage:
@@ -119,9 +140,7 @@ def _ask_before_redoing(
 
 def graph(recipe: Recipe, out: Path) -> list[Node]:
     """Return the stages in an order in which they can be done."""
-    from xft.base import resolve_base
     from xft.data.prepare import HELDOUT, TRAIN, prepare, sources_digest
-    from xft.recipe import EvalConfig
 
     base_folder = resolve_base(recipe.base)
     tune = recipe.tune.model_dump()
@@ -174,8 +193,6 @@ def _style(recipe: Recipe, base: Path) -> str:
 
 def link_base(base: Path, folder: Path) -> None:
     """Link a model's files into the run directory, after checking that it is whole and of a known family."""
-    from xft.checkpoint import COMPANIONS, Checkpoint
-
     checkpoint = Checkpoint(base)
     _ = checkpoint.family
     wanted = {

@@ -71,8 +71,10 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: holds something else; give another output folder or move this one away")
     partial = out.with_name(out.name + ".partial")
-    if read_json(partial / BEGUN, {}).get("key", stage.key) != stage.key:
-        set_aside(partial, read_json(partial / BEGUN, {})["key"])
+    begun_key = read_json(partial / BEGUN, {}).get("key", stage.key)
+    if begun_key != stage.key:
+        with locked(partial / ".lock"):
+            set_aside(partial, begun_key)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial / ".lock"):
         begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}

@@ -150,9 +150,7 @@ def test_gate_noise_is_added_in_training_only() -> None:
     training = router.train()(x_TD)
     assert torch.equal(training.logits_TR, resting.logits_TR)
     assert not torch.equal(training.noisy_TR, training.logits_TR)
-    assert torch.equal(
-        training.routing.ids_TK, training.noisy_TR.argsort(-1, descending=True)[:, : router.keep]
-    )
+    assert torch.equal(training.routing.ids_TK, training.noisy_TR.argsort(-1, descending=True)[:, : router.keep])
 
 
 def test_a_router_without_noise_routes_alike_in_training() -> None:

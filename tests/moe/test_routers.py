@@ -22,7 +22,9 @@ def some_logits(routed: int) -> Tensor:
     """Ordinary, equal, saturated and huge logits."""
     generator = torch.Generator().manual_seed(routed)
     random_TR = torch.randn(64, routed, generator=generator)
-    return torch.cat([random_TR, 30 * random_TR, 1e4 * random_TR, torch.zeros(2, routed), torch.full((2, routed), -1e30)])
+    return torch.cat(
+        [random_TR, 30 * random_TR, 1e4 * random_TR, torch.zeros(2, routed), torch.full((2, routed), -1e30)]
+    )
 
 
 @pytest.mark.parametrize(("routed", "k"), SIZES)
@@ -115,9 +117,7 @@ def as_dicts(routing: Routing) -> list[dict[str, float]]:
 @pytest.mark.parametrize(("routed", "k"), [(7, 5), (7, 1), (3, 3), (1, 1)])
 def test_shared_normalized_follows_the_papers_formula(routed: int, k: int) -> None:
     logits_TR = 2 * torch.randn(32, routed, generator=torch.Generator().manual_seed(5))
-    for found, z in zip(
-        as_dicts(ROUTERS["shared-normalized"].route(logits_TR, k)), logits_TR.tolist(), strict=True
-    ):
+    for found, z in zip(as_dicts(ROUTERS["shared-normalized"].route(logits_TR, k)), logits_TR.tolist(), strict=True):
         assert found == pytest.approx(by_formula(z, k), abs=1e-6)
 
 

@@ -28,8 +28,8 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     if rejected:
         _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
     train, heldout = split(examples, config, seed)
-    _write_lines(out / TRAIN, (asdict(example) for example in train))
-    _write_lines(out / HELDOUT, (asdict(example) for example in heldout))
+    write_examples(out / TRAIN, train)
+    write_examples(out / HELDOUT, heldout)
     files = {source.path: {str(path) for path in resolve_files(source)} for source in config.sources}
     counts = [
         {"path": name, "records": sum(_file_of(example.source) in paths for example in examples)}
@@ -51,7 +51,7 @@ def write_pairs(config: DataConfig, out: Path) -> Path:
     if rejected:
         _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
         print(f"{len(rejected)} malformed records left out, listed in {REJECTS}", file=sys.stderr)
-    _write_lines(out / TRAIN, (asdict(example) for example in examples))
+    write_examples(out / TRAIN, examples)
     return out / TRAIN
 
 
@@ -109,6 +109,11 @@ def read_pairs(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield Example(**json.loads(line))
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write pairs one a line, in the form that `read_pairs` reads."""
+    _write_lines(path, (asdict(example) for example in examples))
 
 
 def _file_of(where: str) -> str:

@@ -45,6 +45,8 @@ class Merging(nn.Module):
         super().__init__()
         family: Family = mixture.family
         self.mixture, self.family, self.shared_weight = mixture, family, shared_weight
+        self.grad_norm = 0.0
+        """Of the last contraction; the Trainer measures its own before there is a gradient."""
         routed = int(mixture.config["xft"]["experts"]) - 1
         self.logits_LR = nn.Parameter(MERGE_METHODS[method].initial(mixture.layers, routed))
         dense = dense_skeleton(mixture)
@@ -98,6 +100,7 @@ class Merging(nn.Module):
         inner_LR *= 1.0 - self.shared_weight
         mean_L1 = (shares_LR * inner_LR).sum(1, keepdim=True)
         self.logits_LR.grad = shares_LR * (inner_LR - mean_L1)
+        self.grad_norm = float(self.logits_LR.grad.norm())
 
     def movement(self) -> float:
         """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""
@@ -168,9 +171,12 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
     )
-    metrics = MetricsFile(
-        job.out, lambda seconds: trainer.measure(seconds, len(rows)) | {"movement": merging.movement()}
-    )
+
+    def measure(seconds: float) -> dict[str, Any]:
+        line = trainer.measure(seconds, len(rows))
+        return line | {"grad_norm": merging.grad_norm, "movement": merging.movement()}
+
+    metrics = MetricsFile(job.out, measure)
     for callback in (
         Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(job.tune.checkpoint_minutes)
     ):  # fmt: skip

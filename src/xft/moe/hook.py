@@ -6,7 +6,5 @@ from types import ModuleType
 
 
 def register_classes(_module: ModuleType) -> None:
-    """Tell transformers about the mixture classes."""
-    from xft.moe.model import register
-
-    register()
+    """Tell transformers about the mixture classes; importing their module does, also where that import is under way."""
+    import xft.moe.model  # noqa: F401

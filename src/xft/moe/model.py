@@ -92,3 +92,6 @@ def initialise(module: nn.Module, std: float) -> None:
     if isinstance(module, Experts):
         for weight in (module.gate_proj, module.up_proj, module.down_proj):
             init.normal_(weight, mean=0.0, std=std)
+
+
+register()

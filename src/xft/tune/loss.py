@@ -26,7 +26,7 @@ def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) ->
 
 
 def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
-    """Return the summed cross-entropy in fp32; logits exist for `ROWS` positions at a time, also in the backward pass."""
+    """Return the summed cross-entropy in fp32; logits exist for `ROWS` positions at a time, in backward too."""
     pieces = [
         checkpoint(_piece, hidden, targets, head, use_reentrant=False)
         for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)

@@ -59,7 +59,7 @@ class ResponseTrainer(Trainer):
         # DDP averages gradients over processes, while the token count is of all of them
         loss = summed / total * self.accelerator.num_processes
         if not torch.isfinite(loss):
-            raise DivergedError(f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower tune.lr")
+            raise DivergedError(f"step {self.state.global_step + 1}: the loss is {float(loss.detach())}; lower tune.lr")
         self.step_tokens = total
         self.step_positions += int(mask.sum())
         if routed:

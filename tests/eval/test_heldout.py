@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from xft.data.example import Example
+from xft.data.prepare import write_examples
+from xft.eval import heldout
+from xft.tune.dataset import encode
+
+PAIRS = [Example(instruction=f"say {word}", response=word * n) for n, word in enumerate(["ab", "xyz", "q", "hello"], 1)]
+
+
+def test_each_loss_is_the_models_own_mean_over_the_response(
+    tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_examples(tmp_path / "pairs.jsonl", PAIRS)
+    model = AutoModelForCausalLM.from_pretrained(tiny_dense).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dense)
+    monkeypatch.setattr(heldout, "BATCH_TOKENS", 120)  # several batches of unequal rows
+    scores = heldout.heldout_losses(model, tokenizer, tmp_path / "pairs.jsonl", tmp_path, style="chat", label="t")
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    expected = []
+    for pair in PAIRS:
+        row = encode(pair, tokenizer, "chat", 1024)
+        ids = torch.tensor([row.tokens])
+        labels = ids.clone()
+        labels[:, : row.prompt] = -100
+        with torch.inference_mode():
+            expected.append(float(model(ids, labels=labels).loss))
+    assert [line["loss"] for line in lines] == pytest.approx(expected, abs=1e-4)
+    assert math.isclose(scores["mean"], sum(expected) / 4, abs_tol=1e-4)
+    assert scores["interval"][0] <= scores["mean"] <= scores["interval"][1]

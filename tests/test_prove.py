@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from xft.checkpoint import Checkpoint, copy_of, write_checkpoint
+from xft.errors import ProofError
+from xft.families import FAMILIES
+from xft.prove import hidden_states, prove
+from xft.recipe import UpcycleConfig
+from xft.upcycle import upcycle
+
+EXPERTS = 4
+
+
+def upcycled(base: Path, out: Path, active: int = EXPERTS) -> Path:
+    out.mkdir()
+    upcycle(base, out, UpcycleConfig(experts=EXPERTS, active=active), seed=0)
+    return out
+
+
+def damaged(base: Path, out: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    mixture = upcycled(base, out)
+    tensors = load_file(mixture / "model.safetensors")
+    change(tensors)
+    save_file(tensors, mixture / "model.safetensors", metadata={"format": "pt"})
+    return mixture
+
+
+@pytest.mark.parametrize("active", [2, 3, 4])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_a_fresh_mixture_proves_itself(
+    model_type: str, active: int, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_of(model_type)
+    proof = prove(base, upcycled(base, tmp_path / "moe", active))
+    assert 0 < proof.max_difference <= proof.tolerance == 5 * proof.dense_own_error < 1e-4
+    assert proof.negative_control_difference > 100 * proof.tolerance
+    assert proof.probe_tokens == 192
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_mixture_of_a_16_bit_base_proves_itself(dtype: str, dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    base = dense_of("llama", dtype)
+    prove(base, upcycled(base, tmp_path / "moe"))
+
+
+def test_a_mixture_with_tied_embeddings_proves_itself(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    base = dense_of("qwen2", tie_word_embeddings=True)
+    prove(base, upcycled(base, tmp_path / "moe"))
+
+
+def test_a_sharded_mixture_proves_itself(tiny_dense: Path, tmp_path: Path) -> None:
+    single = upcycled(tiny_dense, tmp_path / "moe")
+    sharded = shutil.copytree(single, tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
+    source = Checkpoint(single)
+    write_checkpoint(sharded, [copy_of(source, name) for name in source.names()], shard_bytes=20_000)
+    assert prove(tiny_dense, sharded) == prove(tiny_dense, single)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_the_streamed_forward_pass_is_the_models_own(
+    kind: str, model_type: str, dense_of: Callable[..., Path], moe_of: Callable[..., Path]
+) -> None:
+    folder = {"dense": dense_of, "mixture": moe_of}[kind](model_type)
+    ids = torch.arange(3, 43).reshape(2, 20)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder).model(ids).last_hidden_state
+    torch.testing.assert_close(hidden_states(Checkpoint(folder), ids, torch.float32), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("projection", ["gate_proj", "up_proj"])
+@pytest.mark.parametrize("expert", range(EXPERTS - 1))
+@pytest.mark.parametrize("layer", [0, 1])
+def test_two_swapped_channels_in_one_expert_are_found(
+    layer: int, expert: int, projection: str, tiny_dense: Path, tmp_path: Path
+) -> None:
+    def swap(tensors: dict[str, Tensor]) -> None:
+        stack = tensors[f"model.layers.{layer}.mlp.experts.{projection}"]
+        stack[expert, [4, 9]] = stack[expert, [9, 4]]
+
+    with pytest.raises(ProofError, match=r"its logits differ from .* or the mixture was changed"):
+        prove(tiny_dense, damaged(tiny_dense, tmp_path / "moe", swap))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.mlp.experts.down_proj", "model.layers.0.mlp.shared_expert.gate_proj.weight",
+        "model.layers.0.self_attn.k_proj.weight", "model.layers.1.input_layernorm.weight",
+        "model.layers.0.self_attn.q_proj.bias", "model.norm.weight", "lm_head.weight",
+    ],
+)  # fmt: skip
+def test_one_changed_weight_is_found(name: str, tiny_dense: Path, tmp_path: Path) -> None:
+    def nudge(tensors: dict[str, Tensor]) -> None:
+        tensors[name].view(-1)[7] += 0.05
+
+    with pytest.raises(ProofError, match="its logits differ from"):
+        prove(tiny_dense, damaged(tiny_dense, tmp_path / "moe", nudge))
+
+
+def test_a_nan_in_the_mixture_is_found(tiny_dense: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.1.mlp.experts.up_proj"][1, 0, 0] = float("nan")
+
+    with pytest.raises(ProofError, match="its logits differ from"):
+        prove(tiny_dense, damaged(tiny_dense, tmp_path / "moe", spoil))
+
+
+def test_tuned_experts_do_not_pass_for_fresh_ones(tiny_dense: Path, tiny_moe: Path) -> None:
+    with pytest.raises(ProofError, match="its logits differ from"):
+        prove(tiny_dense, tiny_moe)
+
+
+def test_another_base_is_found(tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ProofError, match="these two don't belong together"):
+        prove(dense_of(seed=8), upcycled(tiny_dense, tmp_path / "moe"))
+
+
+def test_a_base_of_another_size_is_named_with_the_key_that_differs(
+    tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ProofError, match=r"intermediate_size is 48, .* has 64: these two don't belong together"):
+        prove(dense_of(intermediate_size=64), upcycled(tiny_dense, tmp_path / "moe"))
+
+
+def test_a_probe_that_cannot_see_damage_proves_nothing(tiny_dense: Path, tmp_path: Path) -> None:
+    # With FFNs of zero no damage to an expert shows.
+    base = shutil.copytree(tiny_dense, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    for name in [name for name in tensors if ".mlp." in name]:
+        tensors[name].zero_()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ProofError, match="the probe proves nothing for this model"):
+        prove(base, upcycled(base, tmp_path / "moe"))
+
+
+def test_proof_figures_can_be_written_as_json(tiny_dense: Path, tmp_path: Path) -> None:
+    proof = prove(tiny_dense, upcycled(tiny_dense, tmp_path / "moe"))
+    assert json.loads(json.dumps(proof.as_dict()))["max_difference"] == proof.max_difference

@@ -1,0 +1,231 @@
+"""A stage's folder: partial until whole, skipped when done, never overwritten, resumed after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xft.errors import RunError
+from xft.stage import Meter, Stage, folder_digest, read_manifest, run_stage, set_aside
+
+Work = Callable[[Path, Meter], None]
+
+
+def write(text: str = "result") -> Work:
+    def work(folder: Path, meter: Meter) -> None:
+        (folder / "result.txt").write_text(text)
+        meter.tokens, meter.flops, meter.dtype, meter.extra["note"] = 12, 3.0, "float32", "hello"
+
+    return work
+
+
+def refuse(folder: Path, meter: Meter) -> None:
+    raise AssertionError("the work was called")
+
+
+def stage_of(work: Work, **changes: Any) -> Stage:
+    fields: dict[str, Any] = {"name": "demo", "config": {"a": 1}, "inputs": {"base": "abc"}, "work": work, "seed": 4}
+    return Stage(**(fields | changes))
+
+
+def test_work_fills_a_partial_folder_that_is_renamed_when_whole(tmp_path: Path) -> None:
+    out = tmp_path / "sub" / "out"
+
+    def work(folder: Path, meter: Meter) -> None:
+        assert folder == tmp_path / "sub" / "out.partial"
+        assert not out.exists()
+        write()(folder, meter)
+
+    run_stage(out, stage_of(work))
+    assert (out / "result.txt").read_text() == "result"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "result.txt"]
+
+
+def test_the_manifest_says_what_made_the_folder(tmp_path: Path) -> None:
+    stage = stage_of(write())
+    manifest = run_stage(tmp_path / "out", stage)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    assert manifest["stage"] == "demo"
+    assert manifest["key"] == stage.key
+    assert (manifest["config"], manifest["inputs"], manifest["seed"]) == ({"a": 1}, {"base": "abc"}, 4)
+    assert manifest["files"] == {"result.txt": hashlib.sha256(b"result").hexdigest()}
+    assert (manifest["tokens"], manifest["flops"], manifest["dtype"], manifest["note"]) == (12, 3.0, "float32", "hello")
+    assert manifest["wall_seconds"] >= 0
+    assert manifest["peak_memory_bytes"] > 1 << 20
+    assert manifest["started"] <= manifest["finished"]
+    assert {"python", "xft", "torch", "transformers", "safetensors"} <= set(manifest["versions"])
+
+
+def test_a_finished_folder_with_the_same_key_is_not_made_again(tmp_path: Path) -> None:
+    first = run_stage(tmp_path / "out", stage_of(write()))
+    assert run_stage(tmp_path / "out", stage_of(refuse)) == first
+
+
+def test_the_same_content_has_the_same_digest_and_metrics_do_not_count(tmp_path: Path) -> None:
+    def with_metrics(text: str) -> Work:
+        def work(folder: Path, meter: Meter) -> None:
+            write()(folder, meter)
+            (folder / "metrics.jsonl").write_text(text)
+
+        return work
+
+    digests = [
+        run_stage(tmp_path / name, stage_of(work))["digest"]
+        for name, work in (("a", with_metrics("1 s")), ("b", with_metrics("2 s")), ("c", write("other")))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "other"}, {"config": {"a": 2}}, {"inputs": {"base": "abd"}}, {"seed": 5}, {"seed": None}]
+)
+def test_the_key_depends_on_everything_that_the_content_depends_on(changes: dict[str, Any]) -> None:
+    assert stage_of(write(), **changes).key != stage_of(write()).key
+    assert stage_of(write("else"), **changes).key == stage_of(refuse, **changes).key
+
+
+def test_a_finished_folder_with_another_key_is_refused_and_untouched(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_stage(out, stage_of(write()))
+    before = folder_digest(out)
+    with pytest.raises(RunError, match="holds something else; give another output folder or move this one away"):
+        run_stage(out, stage_of(refuse, seed=9))
+    assert folder_digest(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_someone_elses_is_refused_and_untouched(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something else"):
+        run_stage(out, stage_of(refuse))
+    assert (out / "thesis.txt").read_text() == "mine"
+    with pytest.raises(RunError, match="holds something else"):
+        run_stage(out / "thesis.txt", stage_of(refuse))
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run_stage(tmp_path / "out", stage_of(write()))
+    assert (tmp_path / "out" / "result.txt").exists()
+
+
+def fail_halfway(folder: Path, meter: Meter) -> None:
+    (folder / "half.txt").write_text("half")
+    time.sleep(0.05)
+    raise KeyboardInterrupt
+
+
+def test_interrupted_work_goes_on_in_the_same_partial_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(out, stage_of(fail_halfway))
+    assert not out.exists()
+    begun = json.loads((tmp_path / "out.partial" / "begun.json").read_text())
+
+    def go_on(folder: Path, meter: Meter) -> None:
+        assert (folder / "half.txt").read_text() == "half"
+        write()(folder, meter)
+
+    manifest = run_stage(out, stage_of(go_on))
+    assert sorted(path.name for path in out.iterdir()) == ["half.txt", "manifest.json", "result.txt"]
+    assert manifest["started"] == begun["started"]
+    assert manifest["wall_seconds"] >= 0.05  # both attempts count
+
+
+def test_a_changed_key_puts_the_partial_folder_aside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    old = stage_of(fail_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(out, old)
+    run_stage(out, stage_of(write(), seed=5))
+    assert not (out / "half.txt").exists()
+    (aside,) = [path for path in tmp_path.iterdir() if path != out]
+    assert aside.name == f"out.partial.{old.key[:8]}"
+    assert (aside / "half.txt").read_text() == "half"
+
+
+def test_setting_aside_never_overwrites(tmp_path: Path) -> None:
+    names = []
+    for text in ("first", "second", "third"):
+        folder = tmp_path / "out"
+        folder.mkdir()
+        (folder / "x").write_text(text)
+        names.append(set_aside(folder, "k" * 64))
+    assert [(name.name, (name / "x").read_text()) for name in names] == [
+        ("out.kkkkkkkk", "first"),
+        ("out.kkkkkkkk-2", "second"),
+        ("out.kkkkkkkk-3", "third"),
+    ]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from xft.stage import Stage, run_stage
+
+def work(folder, meter):
+    (folder / "begun.txt").write_text("x")
+    print("working", flush=True)
+    time.sleep(60)
+
+stage = Stage(name="demo", config={"a": 1}, inputs={"base": "abc"}, work=work, seed=4)
+run_stage(Path(sys.argv[1]), stage)
+"""
+
+
+def test_a_second_process_is_refused_while_the_first_one_lives_and_goes_on_after_its_kill(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "working\n"
+        with pytest.raises(RunError, match=f"process {holder.pid} is writing here; wait for it, or stop it first"):
+            run_stage(out, stage_of(refuse))
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+    run_stage(out, stage_of(write()))
+    assert sorted(path.name for path in out.iterdir()) == ["begun.txt", "manifest.json", "result.txt"]
+
+
+def test_a_second_process_with_another_key_leaves_the_first_ones_folder_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "working\n"
+        with pytest.raises(RunError, match=f"process {holder.pid} is writing here"):
+            run_stage(out, stage_of(refuse, seed=9))
+        assert (tmp_path / "out.partial" / "begun.txt").exists()
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+
+
+def test_a_lost_file_makes_the_folder_unfinished(tmp_path: Path) -> None:
+    run_stage(tmp_path / "out", stage_of(write()))
+    (tmp_path / "out" / "result.txt").unlink()
+    assert read_manifest(tmp_path / "out") is None
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    run_stage(tmp_path / "out", stage_of(write()))
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(RunError, match="damaged .* move its folder away and run again") as caught:
+        run_stage(tmp_path / "out", stage_of(refuse))
+    assert str(caught.value).startswith(str(path))

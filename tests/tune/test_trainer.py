@@ -1,0 +1,183 @@
+"""The Trainer's gradients against a loop written by hand, and its refusal to step on a gradient that is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from xft.errors import DivergedError, RecipeError
+from xft.moe.layer import Router
+from xft.recipe import TuneConfig
+from xft.tune.callbacks import DivergenceGuard
+from xft.tune.dataset import IGNORED, Collator, OrderedRows, Row
+from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
+
+BALANCE = 0.5  # large, so that a wrong balance gradient can't hide
+
+
+def rows() -> list[Row]:
+    generator = torch.Generator().manual_seed(5)
+    lengths, prompts = (9, 14, 21, 30), (3, 6, 5, 20)
+    return [
+        Row(tokens=torch.randint(4, 260, (length,), generator=generator).tolist(), prompt=prompt, cut=False)
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
+
+
+class Gradients(TrainerCallback):
+    """Copy what the optimiser is about to use."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.taken = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def trainer_of(
+    model: Any, out: Path, *, pad: int = 0, data: list[Row] | None = None, **options: Any
+) -> ResponseTrainer:
+    config = TuneConfig.model_validate(
+        {"batch": 4, "micro_batch": 4, "clip": 0.0, "schedule": "constant", "warmup": 0.0, **options}
+    )
+    arguments = training_arguments(config, out, lr=config.lr, steps=1, processes=1, bf16=False, seed=0)
+    data = data or rows()
+    return ResponseTrainer(
+        model=model, args=arguments, train_dataset=OrderedRows(data, list(range(len(data)))),
+        data_collator=Collator(pad), balance=config.balance,
+    )  # fmt: skip
+
+
+def trainers_gradients(folder: Path, out: Path, **options: Any) -> tuple[dict[str, Tensor], ResponseTrainer]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    trainer = trainer_of(model, out, **options)
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    return gradients.taken, trainer
+
+
+def cv_squared(values: Tensor) -> Tensor:
+    return values.var() / values.mean() ** 2
+
+
+def gradients_by_hand(folder: Path, micro_batch: int, balance: float) -> dict[str, Tensor]:
+    """Cross-entropy over full logits and the balance loss from the routers' logits, without anything of the trainer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    logits_of_layers: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda _m, _args, output: logits_of_layers.append(output.logits_TR))
+    data = rows()
+    trained = sum(row.trained for row in data)
+    for start in range(0, len(data), micro_batch):
+        batch = Collator(0)(data[start : start + micro_batch])
+        logits_of_layers.clear()
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        targets = batch["labels"][:, 1:].flatten()
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum") / trained
+        real = batch["attention_mask"].flatten().bool()
+        terms = []
+        for router_logits in logits_of_layers:
+            top = router_logits[real].softmax(-1).topk(2)
+            kept = F.one_hot(top.indices, router_logits.shape[1])
+            importance, load = (kept * top.values[..., None]).sum((0, 1)), kept.sum((0, 1)).float()
+            terms.append(cv_squared(importance) + cv_squared(load))
+        if terms:
+            loss = loss + balance * sum(terms) / len(terms) / (len(data) // micro_batch)
+        loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_a_mixtures_gradients_equal_those_of_a_loop_by_hand(
+    quiet_moe: Path, tmp_path: Path, micro_batch: int, checkpointing: bool
+) -> None:
+    ours, _ = trainers_gradients(
+        quiet_moe, tmp_path, micro_batch=micro_batch, balance=BALANCE, gradient_checkpointing=checkpointing
+    )
+    plain = gradients_by_hand(quiet_moe, micro_batch, BALANCE)
+    assert ours.keys() == plain.keys()
+    assert sum(".router." in name for name in ours) == 4
+    for name in plain:
+        torch.testing.assert_close(
+            ours[name], plain[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_the_balance_loss_reaches_the_router(quiet_moe: Path) -> None:
+    name = "model.layers.0.mlp.router.scores.weight"
+    without, with_it = gradients_by_hand(quiet_moe, 4, 0.0)[name], gradients_by_hand(quiet_moe, 4, BALANCE)[name]
+    assert (without - with_it).abs().max() > 0.01 * with_it.abs().max()
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_a_dense_models_gradients_equal_those_of_a_loop_by_hand(
+    tiny_dense: Path, tmp_path: Path, micro_batch: int
+) -> None:
+    ours, _ = trainers_gradients(tiny_dense, tmp_path, micro_batch=micro_batch)
+    for name, gradient in gradients_by_hand(tiny_dense, micro_batch, 0.0).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_counts_for_nothing(quiet_moe: Path, tmp_path: Path) -> None:
+    ours, trainer = trainers_gradients(quiet_moe, tmp_path, balance=BALANCE, pad=0)
+    other, _ = trainers_gradients(quiet_moe, tmp_path, balance=BALANCE, pad=77)
+    for name in ours:
+        torch.testing.assert_close(ours[name], other[name], rtol=1e-4, atol=1e-6)
+    line = trainer.measure(1.0, 4)
+    assert (line["positions"], line["tokens"]) == (9 + 14 + 21 + 30, 6 + 8 + 16 + 10)
+    assert [sum(load) for load in line["experts"]["load"]] == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_the_adafactor_step_moves_a_gates_weight_against_its_gradient(quiet_moe: Path, tmp_path: Path) -> None:
+    before = AutoModelForCausalLM.from_pretrained(quiet_moe, dtype=torch.float32).state_dict()
+    gradients, trainer = trainers_gradients(quiet_moe, tmp_path, balance=BALANCE, lr=1e-3)
+    assert trainer.model is not None
+    after = trainer.model.state_dict()
+    for name in (n for n in gradients if ".router." in n or ".experts." in n):
+        step = after[name] - before[name]
+        assert (step * gradients[name]).sum() < 0
+        assert step.abs().max() > 1e-5
+
+
+def unchanged(model: Any, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_dense: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_dense, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = torch.inf
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = trainer_of(model, tmp_path)
+    with pytest.raises(DivergedError, match=r"step 1: the loss is (nan|inf); lower tune.lr"):
+        trainer.train()
+    assert unchanged(model, before)
+
+
+def test_an_infinite_gradient_stops_before_the_weights_change(tiny_dense: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_dense, dtype=torch.float32)
+    model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = trainer_of(model, tmp_path, clip=1.0)
+    trainer.add_callback(DivergenceGuard())
+    with pytest.raises(DivergedError, match=r"step 1: the gradient's norm is (nan|inf); lower tune.lr"):
+        trainer.train()
+    assert unchanged(model, before)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_multiple_to_choose() -> None:
+    config = TuneConfig(batch=6, micro_batch=4)
+    with pytest.raises(RecipeError, match=r"tune.batch=6 is no multiple of tune.micro_batch=4 x 1 .* multiple of 4"):
+        accumulation(config, 1)
+    assert accumulation(TuneConfig(batch=24, micro_batch=4), 3) == 2
+    with pytest.raises(RecipeError, match="choose a multiple of 20"):
+        accumulation(TuneConfig(batch=24, micro_batch=4), 5)

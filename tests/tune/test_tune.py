@@ -1,0 +1,212 @@
+"""Tuning as a stage: it learns, it resumes to the same bits, its output is a whole checkpoint without pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from xft.errors import DivergedError, RecipeError
+from xft.stage import Meter
+from xft.tune.tune import TuneJob, tune
+
+CONFIG = {
+    "batch": 4, "micro_batch": 2, "max_length": 256, "warmup": 0.1, "precision": "fp32", "checkpoint_minutes": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "train.jsonl"
+    lines = [
+        {"instruction": f"Add {n}.", "response": f"def add(a):\n    return a + {n}", "source": "", "meta": {}}
+        for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def job_of(model: Path, pairs: Path, out: Path, *, epochs: int = 6, lr: float = 3e-3, **config: Any) -> TuneJob:
+    out.mkdir(exist_ok=True)
+    return TuneJob(
+        model=str(model), pairs=str(pairs), out=str(out), prompt="chat", epochs=epochs, lr=lr, seed=3,
+        config=CONFIG | config,
+    )  # fmt: skip
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=["dense", "mixture"])
+def whole(
+    request: pytest.FixtureRequest, tiny_dense: Path, tiny_moe: Path, pairs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[TuneJob, Path]:  # fmt: skip
+    """An uninterrupted tuning of 18 steps; the mixture has gate noise, so random states count."""
+    model = tiny_dense if request.param == "dense" else tiny_moe
+    out = tmp_path_factory.mktemp(f"whole-{request.param}") / "out"
+    job = job_of(model, pairs, out)
+    meter = Meter()
+    tune(job, meter)
+    assert meter.tokens == sum(len(json.loads(line)["response"]) + 1 for line in pairs.read_text().splitlines()) * 6
+    assert meter.flops is not None
+    assert meter.flops > 0
+    assert meter.dtype == "float32"
+    return job, out
+
+
+def test_the_loss_falls_and_each_step_is_logged_once(whole: tuple[TuneJob, Path]) -> None:
+    lines = metrics(whole[1])
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert lines[-1]["epoch"] == 6
+    assert lines[-1]["lr"] < max(line["lr"] for line in lines)
+    if "experts" in lines[0]:
+        assert all(len(line["experts"]["load"]) == 2 and line["balance"] >= 0 for line in lines)
+
+
+def test_the_output_is_a_whole_checkpoint_without_pickles(whole: tuple[TuneJob, Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    job, out = whole
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "summary.json"} <= names
+    assert [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))] == []
+    assert not (out / "resume").exists()
+    trained, before = weights(out), weights(Path(job.model))
+    assert trained.keys() == before.keys()
+    assert all(tensor.dtype == torch.float32 for tensor in trained.values())
+    assert all(not torch.equal(trained[name], before[name]) for name in trained if "proj" in name)
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(job.model).chat_template
+
+
+def killed(job: TuneJob, spec: Path, after: int) -> None:
+    """Tune in a second process and SIGKILL it once it has logged some steps."""
+    spec.write_text(json.dumps(asdict(job)))
+    log = Path(job.out) / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "xft.tune.tune", str(spec)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_text().count("\n") >= after:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("whole", ["mixture", pytest.param("dense", marks=pytest.mark.slow)], indirect=True)
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(whole: tuple[TuneJob, Path], tmp_path: Path) -> None:
+    job, out = whole
+    first = tmp_path / "killed"
+    first.mkdir()
+    killed(replace(job, out=str(first)), tmp_path / "job.json", after=4)
+    assert not (first / "model.safetensors").exists()
+    (point,) = [path for path in sorted((first / "resume").iterdir()) if (path / "trainer_state.json").exists()][-1:]
+
+    half_written = tmp_path / "half-written"
+    shutil.copytree(first, half_written)
+    step = int(point.name.rsplit("-", 1)[1])
+    newer = half_written / "resume" / f"checkpoint-{step + 1}"
+    shutil.copytree(half_written / "resume" / point.name, newer, dirs_exist_ok=True)
+    (newer / "trainer_state.json").unlink()
+    with (half_written / "metrics.jsonl").open("a") as sink:
+        sink.write('{"step": 5, "lo')
+
+    wanted = weights(out)
+    for folder in (first, half_written):
+        tune(replace(job, out=str(folder)), Meter())
+        resumed = weights(folder)
+        assert resumed.keys() == wanted.keys()
+        assert all(torch.equal(resumed[name], wanted[name]) for name in wanted)
+        assert [line["step"] for line in metrics(folder)] == list(range(1, 19))
+        for ours, theirs in zip(metrics(folder), metrics(out), strict=True):
+            assert {key: ours[key] for key in ("loss", "grad_norm", "lr", "tokens", "positions")} == {
+                key: theirs[key] for key in ("loss", "grad_norm", "lr", "tokens", "positions")
+            }
+        summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, out)]
+        assert summaries[0] == summaries[1]
+
+
+def test_a_resume_point_that_is_cut_short_alone_means_from_the_start(
+    whole: tuple[TuneJob, Path], tmp_path: Path
+) -> None:
+    job, out = whole
+    folder = tmp_path / "cut"
+    (folder / "resume" / "checkpoint-7").mkdir(parents=True)
+    (folder / "resume" / "checkpoint-7" / "model.safetensors").write_bytes(b"half")
+    tune(replace(job, out=str(folder)), Meter())
+    assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(folder).items())
+
+
+def test_a_dense_model_keeps_bf16_and_says_what_rounding_cost(tiny_bf16: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tune(job_of(tiny_bf16, pairs, out, epochs=1), Meter())
+    trained = weights(out)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    largest = max(float(tensor.float().abs().max()) for tensor in trained.values())
+    assert 0 < json.loads((out / "summary.json").read_text())["rounding_error"] <= largest * 2**-8
+
+
+def test_a_mixture_of_a_bf16_base_is_written_in_fp32(tiny_bf16: Path, pairs: Path, tmp_path: Path) -> None:
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    mixture, out = tmp_path / "moe", tmp_path / "out"
+    mixture.mkdir()
+    upcycle(tiny_bf16, mixture, UpcycleConfig(experts=3, active=2), seed=0)
+    assert {tensor.dtype for tensor in weights(mixture).values()} == {torch.bfloat16}
+    tune(job_of(mixture, pairs, out, epochs=1), Meter())
+    assert {tensor.dtype for tensor in weights(out).values()} == {torch.float32}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["dtype"], config["xft"]["base_dtype"]) == ("float32", "bfloat16")
+
+
+def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"step \d+: .* lower tune.lr"):
+        tune(job_of(tiny_dense, pairs, tmp_path / "out", lr=1e30, clip=0.0), Meter())
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_indivisible_batch_is_refused_before_training(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tune.batch=5 is no multiple"):
+        tune(job_of(tiny_dense, pairs, tmp_path / "out", batch=5), Meter())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_two_processes_equal_one(kind: str, tiny_dense: Path, quiet_moe: Path, pairs: Path, tmp_path: Path) -> None:
+    model = tiny_dense if kind == "dense" else quiet_moe
+    one, two = tmp_path / "one", tmp_path / "two"
+    # A balance loss is a ratio over one forward pass, so it differs by construction when batches are cut differently.
+    tune(job_of(model, pairs, one, epochs=2, micro_batch=2, balance=0.0), Meter())
+    os.environ.pop("WORLD_SIZE", None)
+    tune(job_of(model, pairs, two, epochs=2, micro_batch=2, balance=0.0), Meter(), processes=2)
+    wanted, ours = weights(one), weights(two)
+    before = weights(model)
+    for name in wanted:
+        moved = (wanted[name] - before[name]).abs().max()
+        assert (ours[name] - wanted[name]).abs().max() <= 1e-2 * moved + 1e-6, name
+    assert [line["tokens"] for line in metrics(two)] == [line["tokens"] for line in metrics(one)]
+    for left, right in zip(metrics(two), metrics(one), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
