@@ -62,7 +62,9 @@ def main(path: Path) -> int:
         for fault in found:
             print(f"{pair['id']}: {fault}")
     instructions = {pair["instruction"] for pair in pairs}
-    print(f"{len(pairs)} pairs, {len(instructions)} different instructions, {bad} with a fault (sandbox {sandbox.level})")
+    print(
+        f"{len(pairs)} pairs, {len(instructions)} different instructions, {bad} with a fault (sandbox {sandbox.level})"
+    )
     return bad
 
 

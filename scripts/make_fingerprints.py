@@ -1,6 +1,6 @@
 """Write src/xft/data/fingerprints/ from a folder that holds HumanEval.jsonl.gz and mbpp.jsonl.
 
-    python scripts/make_fingerprints.py FOLDER
+python scripts/make_fingerprints.py FOLDER
 """
 
 from __future__ import annotations

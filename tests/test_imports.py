@@ -16,7 +16,7 @@ import xft
 SOURCE = Path(xft.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub"}
 TRAINING = {
-    "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost",
+    "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
     "eval.generate", "eval.heldout",
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
@@ -61,7 +61,7 @@ def test_importing_xft_loads_neither_torch_nor_transformers() -> None:
 
 
 def test_report_and_scoring_run_without_torch() -> None:
-    modules = "xft.report, xft.eval.score, xft.eval.runner, xft.pipeline, xft.base"
+    modules = "xft.report, xft.eval.score, xft.eval.runner, xft.base, xft.cli"
     assert _python(f"import {modules}, sys; print('torch' in sys.modules)") == "False\n"
 
 

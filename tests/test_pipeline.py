@@ -221,7 +221,7 @@ def test_a_second_process_on_the_run_directory_is_refused(copied: Path, override
 
 
 def command(overrides: list[str], out: Path) -> list[str]:
-    return [sys.executable, "-m", "xft", "run", "tiny", *overrides, "--out", str(out)]
+    return [sys.executable, "-c", "from xft.cli import main; main()", "run", "tiny", *overrides, "--out", str(out)]
 
 
 @pytest.mark.slow

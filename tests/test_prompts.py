@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import make_tokenizer
 
+from conftest import make_tokenizer
 from xft.errors import RecipeError, UnknownNameError
 from xft.prompts import PROMPTS, resolve_prompt
 

@@ -226,6 +226,6 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     run_stage(tmp_path / "out", stage_of(write()))
     path = tmp_path / "out" / "manifest.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(RunError, match="damaged .* move its folder away and run again") as caught:
+    with pytest.raises(RunError, match=r"damaged .* move its folder away and run again") as caught:
         run_stage(tmp_path / "out", stage_of(refuse))
     assert str(caught.value).startswith(str(path))

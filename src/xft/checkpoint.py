@@ -56,6 +56,8 @@ class Checkpoint:
     def _map_shards(self) -> dict[str, str]:
         if (self.folder / INDEX).is_file():
             mapped: dict[str, str] = self._read_json(INDEX).get("weight_map", {})
+            if not mapped or not isinstance(mapped, dict) or not all(isinstance(at, str) for at in mapped.values()):
+                raise CheckpointError(f"{self.folder / INDEX}: no map from tensors to shards; fetch the model again")
             held: dict[str, set[str]] = {name: set(self._open(name).keys()) for name in sorted(set(mapped.values()))}
             for tensor, shard in mapped.items():
                 if tensor not in held[shard]:
@@ -70,7 +72,7 @@ class Checkpoint:
     def _open(self, shard: str) -> Any:
         if shard not in self._files:
             path = self.folder / shard
-            if not path.is_file() or (path.resolve().parent != path.parent.resolve() and ".." in shard):
+            if not path.is_file() or Path(shard).name != shard:  # an index must not lead out of the folder
                 raise CheckpointError(f"{path}: this shard is missing; fetch the model again")
             try:
                 self._files[shard] = safe_open(path, framework="pt", device="cpu")
@@ -85,7 +87,9 @@ class Checkpoint:
 
     @property
     def layers(self) -> int:
-        """Return the number of decoder layers."""
+        """Return the number of decoder layers; raises CheckpointError where the config does not say."""
+        if not isinstance(self.config.get("num_hidden_layers"), int):
+            raise CheckpointError(f"{self.folder / 'config.json'}: no num_hidden_layers; is this a language model?")
         return int(self.config["num_hidden_layers"])
 
     def names(self) -> list[str]:
@@ -100,9 +104,12 @@ class Checkpoint:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype without reading it."""
+        """Return a tensor's dtype without reading it; raises CheckpointError for one of a quantised model."""
         code = self._slice(name).get_dtype()
-        return next(dtype for dtype, known in DTYPES.items() if known == code)
+        for dtype, known in DTYPES.items():
+            if known == code:
+                return dtype
+        raise CheckpointError(f"{self.folder}: tensor {name!r} has the type {code}; give a model that isn't quantised")
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor backed by the file's pages; do not write to it."""

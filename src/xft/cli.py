@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from xft import __version__
@@ -25,6 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""Click's UsageError, out of typer, since newer versions of it carry a click of their own."""
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new.")]
 Data = Annotated[
@@ -47,17 +49,17 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as mistake:
-        mistake.show()
-        code = mistake.exit_code
+    except USAGE_ERROR as mistake:
+        if message := " ".join(mistake.format_message().split()).rstrip("."):  # empty where the help was printed
+            print(f"error: {message}; see --help", file=sys.stderr)
+        code = 2
     except XftError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
+    if code == 130:  # newer versions of typer return it for an interruption
+        print("interrupted; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -355,8 +357,10 @@ def _pairs(sources: list[DataSource], skip_bad: bool, folder: Path) -> Path:
 def _style(prompt: str, model: Path) -> str:
     from transformers import AutoTokenizer
 
+    from xft.checkpoint import Checkpoint
     from xft.prompts import resolve_prompt
 
+    Checkpoint(model)  # a clear error for a folder that holds no whole model
     return resolve_prompt(prompt, AutoTokenizer.from_pretrained(model))
 
 

@@ -64,4 +64,6 @@ def count_checkpoint(folder: Path) -> Cost:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with init_empty_weights():
-        return count(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model.tie_weights()
+    return count(model)

@@ -47,7 +47,9 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
 
     Raises:
         RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
+        UnknownNameError: a name in the recipe that no registry has; found before anything is written.
     """
+    _look_up_names(recipe)
     if out.exists() and any(out.iterdir()) and not (out / RECIPE).exists() and not (out / ".lock").exists():
         raise RunError(f"{out}: holds something else than a run; give another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,19 @@ def space_needed(recipe: Recipe, out: Path) -> int:
         "merge/uniform": dense * stored, "merge/learned": dense * stored,
     }  # fmt: skip
     return sum(size for name, size in needs.items() if read_manifest(out / name) is None)
+
+
+def _look_up_names(recipe: Recipe) -> None:
+    """Look up what the schema leaves open, so that a typo does not end the run after hours."""
+    from xft.eval.benchmarks import BENCHMARKS
+    from xft.moe.routers import ROUTERS
+    from xft.prompts import PROMPTS
+    from xft.tune.trainer import accumulation
+
+    _ = ROUTERS[recipe.upcycle.router]
+    _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
+    _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
+    accumulation(recipe.tune, max(1, torch.cuda.device_count()))
 
 
 def stage_of(node: Node, out: Path, seed: int) -> Stage:
@@ -144,6 +159,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
 
     base_folder = resolve_base(recipe.base)
     tune = recipe.tune.model_dump()
+    _ = Checkpoint(base_folder).family  # a clear error for a folder that holds no model of a known family
     style = _style(recipe, base_folder)
     work = _Work(recipe, out, style)
     train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT

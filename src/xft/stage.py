@@ -34,7 +34,7 @@ class Meter:
     tokens: int | None = None
     """Trained or scored positions."""
     flops: float | None = None
-    device: str = "cpu"
+    device: str | None = None
     dtype: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -20,7 +20,8 @@ class Toy:
     def problems(self) -> list[Problem]:
         stubs = ["def a", "def bb(x):", "def c(x, y): # long", "def d", "x = 1\ndef e()"]
         return [
-            Problem(task_id=f"T/{n}", stub=stub, entry_point="f", canonical="", tests="") for n, stub in enumerate(stubs)
+            Problem(task_id=f"T/{n}", stub=stub, entry_point="f", canonical="", tests="")
+            for n, stub in enumerate(stubs)
         ]
 
     def data_hash(self) -> str:
@@ -43,7 +44,9 @@ def model(tiny_dense: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(tiny_dense).eval(), AutoTokenizer.from_pretrained(tiny_dense)
 
 
-def answers(model: tuple[Any, Any], out: Path, bench: Toy, batch: int, problems: list[Problem] | None = None) -> list[Any]:
+def answers(
+    model: tuple[Any, Any], out: Path, bench: Toy, batch: int, problems: list[Problem] | None = None
+) -> list[Any]:
     out.mkdir(exist_ok=True)
     generate(
         *model, bench, problems or bench.problems(), out, style="chat", max_new_tokens=6, batch=batch, label="t"

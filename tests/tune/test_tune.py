@@ -188,7 +188,7 @@ def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path
 
 
 def test_an_indivisible_batch_is_refused_before_training(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="tune.batch=5 is no multiple"):
+    with pytest.raises(RecipeError, match=r"tune.batch=5 is no multiple"):
         tune(job_of(tiny_dense, pairs, tmp_path / "out", batch=5), Meter())
 
 

@@ -19,11 +19,17 @@ def open_mixture(folder: Path) -> Checkpoint:
     """Open a mixture checkpoint.
 
     Raises:
-        CheckpointError: it is no mixture.
+        CheckpointError: it is no mixture, or lacks an expert.
     """
     mixture = Checkpoint(folder)
     if not str(mixture.config.get("model_type")).startswith(MOE_PREFIX) or "xft" not in mixture.config:
         raise CheckpointError(f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`")
+    for layer in range(mixture.layers):
+        ffn = mixture.family.ffn.format(layer=layer)
+        for projection in mixture.family.projections:
+            for name in (f"{ffn}.shared_expert.{projection}.weight", f"{ffn}.experts.{projection}"):
+                if name not in mixture:
+                    raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
     return mixture
 
 
@@ -46,6 +52,8 @@ def dense_skeleton(mixture: Checkpoint) -> Any:
     ffn = {name for layer in range(mixture.layers) for name in mixture.family.ffn_tensors(layer)}
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if name == mixture.family.head and name not in mixture:
+            continue  # tied to the embedding
         weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(name).float()
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
@@ -54,7 +62,6 @@ def dense_skeleton(mixture: Checkpoint) -> Any:
 
 def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, out: Path) -> dict[str, float]:
     """Mix in fp32 and write in the base's dtype; return the largest and the mean rounding error of an FFN weight."""
-    family = mixture.family
     dtype: torch.dtype = getattr(torch, mixture.config["xft"]["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
     plan: list[Planned] = []
@@ -64,10 +71,6 @@ def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, o
         elif ".mlp.experts." not in name and ".mlp.router." not in name:
             copied = copy_of(mixture, name)
             plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
-    if not any(".shared_expert." in name for name in mixture.names()):
-        raise CheckpointError(
-            f"{mixture.folder}: no {family.ffn.format(layer=0)}.shared_expert tensors; not a whole mixture"
-        )
     with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
         write_checkpoint(out, plan, progress=advance)
     copy_companions(mixture.folder, out)

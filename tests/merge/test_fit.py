@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.func import functional_call
+from transformers import AutoTokenizer
+
+from xft.checkpoint import Checkpoint
+from xft.data.example import Example
+from xft.data.prepare import read_pairs
+from xft.families import FAMILIES
+from xft.merge.fit import COEFFICIENTS, FitJob, Merging, fit
+from xft.merge.methods import coefficients
+from xft.recipe import MergeConfig, TuneConfig
+from xft.stage import Meter
+from xft.tune.callbacks import METRICS, MetricsFile
+from xft.tune.dataset import Collator, encode_all
+
+LAMBDA = 0.6
+CONFIG = TuneConfig(batch=4, micro_batch=2, max_length=128, precision="fp32", checkpoint_minutes=60, warmup=0.0)
+
+
+def micro_batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    batches = []
+    for length in (7, 12, 9):
+        ids = torch.randint(0, 260, (2, length), generator=generator)
+        batches.append({"input_ids": ids, "labels": ids})
+    return batches
+
+
+def moved(merging: Merging, seed: int = 6) -> Merging:
+    """Give a merging coefficients that are not uniform."""
+    with torch.no_grad():
+        merging.logits_LR.copy_(torch.randn(merging.logits_LR.shape, generator=torch.Generator().manual_seed(seed)))
+    merging.remix()
+    return merging
+
+
+def materialised(merging: Merging, mixture: Path, shared_weight: float, logits_LR: Tensor) -> dict[str, Tensor]:
+    """The merged matrices as plain functions of `a`, from the mixture's file: what autograd can go through."""
+    tensors = load_file(mixture / "model.safetensors")
+    weights = {}
+    for layer in range(2):
+        shares_R = torch.softmax(logits_LR[layer], 0)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            prefix = f"model.layers.{layer}.mlp"
+            routed = torch.einsum("r,rij->ij", shares_R, tensors[f"{prefix}.experts.{name}"].float())
+            shared = tensors[f"{prefix}.shared_expert.{name}.weight"].float()
+            weights[f"{prefix}.{name}.weight"] = shared_weight * shared + (1 - shared_weight) * routed
+    return weights
+
+
+@pytest.mark.parametrize("shared_weight", [0.0, LAMBDA, 1.0])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_contraction_gives_the_gradient_of_autograd_through_the_mixed_matrices(
+    model_type: str, shared_weight: float, moe_of: Callable[..., Path]
+) -> None:
+    mixture = moe_of(model_type)
+    merging = moved(Merging(Checkpoint(mixture), shared_weight, "learned")).eval()
+    reference_LR = merging.logits_LR.detach().clone().requires_grad_()
+    for batch in micro_batches():
+        merging(**batch).loss.backward()  # accumulates on the merged matrices
+        weights = materialised(merging, mixture, shared_weight, reference_LR)
+        functional_call(merging.dense, weights, kwargs=batch).loss.backward()
+    merging.contract()
+    assert merging.logits_LR.grad is not None
+    assert reference_LR.grad is not None
+    assert (reference_LR.grad.abs().max() > 1e-3) == (shared_weight < 1)
+    torch.testing.assert_close(merging.logits_LR.grad, reference_LR.grad, rtol=1e-3, atol=1e-6)
+    assert all(weight.grad is None for _, weight in merging.ffn_weights())  # the next step starts from nothing
+
+
+def test_contraction_starts_anew_with_every_step(tiny_moe: Path) -> None:
+    merging = moved(Merging(Checkpoint(tiny_moe), LAMBDA, "learned")).eval()
+    batch = micro_batches()[0]
+    found = []
+    for _ in range(2):
+        merging(**batch).loss.backward()
+        merging.contract()
+        assert merging.logits_LR.grad is not None
+        found.append(merging.logits_LR.grad.clone())
+    assert torch.equal(*found)
+
+
+def test_experts_that_are_equal_give_no_gradient(tiny_dense: Path, tmp_path: Path) -> None:
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=3), seed=1)
+    merging = moved(Merging(Checkpoint(tmp_path), LAMBDA, "learned")).eval()
+    merging(**micro_batches()[0]).loss.backward()
+    merging.contract()
+    assert merging.logits_LR.grad is not None
+    assert float(merging.logits_LR.grad.abs().max()) < 1e-6
+
+
+def test_the_coefficients_are_the_only_parameters_and_all_that_a_checkpoint_holds(tiny_moe: Path) -> None:
+    merging = Merging(Checkpoint(tiny_moe), LAMBDA, "learned")
+    assert [name for name, _ in merging.named_parameters()] == ["logits_LR"]
+    assert list(merging.state_dict()) == ["logits_LR"]
+    assert merging.logits_LR.shape == (2, 3)
+    trained = {name for name, parameter in merging.dense.named_parameters() if parameter.requires_grad}
+    assert trained == {name for layer in range(2) for name in FAMILIES["llama"].ffn_tensors(layer)}
+
+
+def test_movement_is_zero_for_the_uniform_merge_and_r_minus_one_for_a_single_expert(tiny_moe: Path) -> None:
+    merging = Merging(Checkpoint(tiny_moe), LAMBDA, "learned")
+    assert merging.movement() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        merging.logits_LR[1, 2] = 100.0
+    assert merging.movement() == pytest.approx(2, abs=1e-6)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    path = tmp_path / "pairs.jsonl"
+    examples = [Example(instruction=f"say {word}", response=f"{word} {word}!") for word in words]
+    path.write_text("".join(json.dumps(asdict(example)) + "\n" for example in examples))
+    return path
+
+
+def job(mixture: Path, pairs: Path, out: Path, **changes: Any) -> FitJob:
+    out.mkdir(exist_ok=True)
+    tune = CONFIG.model_copy(update=changes)
+    merge = MergeConfig(shared_weight=0.2, epochs=2, lr=0.2)
+    return FitJob(mixture=mixture, pairs=pairs, out=out, prompt="chat", seed=3, tune=tune, merge=merge)
+
+
+def mean_loss(merging: Merging, pairs: Path, mixture: Path) -> float:
+    rows, _ = encode_all(read_pairs(pairs), AutoTokenizer.from_pretrained(mixture), "chat", 128)
+    with torch.no_grad():
+        return float(merging.eval()(**Collator(0)(rows)).loss)
+
+
+def test_fitting_moves_coefficients_lowers_the_loss_and_changes_nothing_else(
+    tiny_moe: Path, pairs: Path, tmp_path: Path
+) -> None:
+    before = {path.name: sha256(path.read_bytes()).hexdigest() for path in tiny_moe.iterdir()}
+    started = Merging(Checkpoint(tiny_moe), 0.2, "learned")
+    meter = Meter()
+    shares_LR = fit(job(tiny_moe, pairs, tmp_path / "out"), meter)
+
+    assert {path.name: sha256(path.read_bytes()).hexdigest() for path in tiny_moe.iterdir()} == before
+    torch.testing.assert_close(shares_LR.sum(1), torch.ones(2))
+    assert torch.equal(load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"], shares_LR)
+    movement = float((shares_LR * 3 - 1).abs().max())
+    assert movement > 0.1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["movement"] == pytest.approx(movement)
+    assert summary["rows"] == 10
+
+    fitted = Merging(Checkpoint(tiny_moe), 0.2, "learned")
+    with torch.no_grad():
+        fitted.logits_LR.copy_(shares_LR.log())
+    fitted.remix()
+    assert mean_loss(fitted, pairs, tiny_moe) < mean_loss(started, pairs, tiny_moe) - 0.01
+
+    lines = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5] == list(range(1, summary["steps"] + 1))
+    assert 0 < lines[0]["movement"] < lines[-1]["movement"] == pytest.approx(movement)
+    assert meter.tokens == lines[-1]["tokens"] > 0
+    assert not (tmp_path / "out" / "resume").exists()
+
+
+def test_dense_weights_outside_the_ffns_never_move(tiny_moe: Path, monkeypatch: pytest.MonkeyPatch, pairs: Path,
+                                                   tmp_path: Path) -> None:  # fmt: skip
+    seen: list[Merging] = []
+    original = Merging.__init__
+    monkeypatch.setattr(Merging, "__init__", lambda self, *args: (original(self, *args), seen.append(self))[0])
+    fit(job(tiny_moe, pairs, tmp_path / "out"), Meter())
+    (merging,) = seen
+    source = load_file(tiny_moe / "model.safetensors")
+    for name, parameter in merging.dense.named_parameters():
+        if ".mlp." not in name:
+            assert torch.equal(parameter, source[name]), name
+            assert parameter.grad is None, name
+    for name, weight in materialised(merging, tiny_moe, 0.2, merging.logits_LR.detach()).items():
+        torch.testing.assert_close(merging.dense.get_parameter(name).detach(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_logged_loss_is_the_plain_cross_entropy_of_the_responses(
+    tiny_moe: Path, pairs: Path, tmp_path: Path
+) -> None:
+    fit(job(tiny_moe, pairs, tmp_path / "out", batch=10, micro_batch=2), Meter())
+    first = json.loads((tmp_path / "out" / METRICS).read_text().splitlines()[0])
+    expected = mean_loss(Merging(Checkpoint(tiny_moe), 0.2, "learned"), pairs, tiny_moe)
+    assert first["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C or a kill."""
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = MetricsFile.on_log
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        original(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise Interrupted
+
+    monkeypatch.setattr(MetricsFile, "on_log", on_log)
+
+
+def lines_without_times(out: Path) -> Iterator[dict[str, Any]]:
+    for line in (out / METRICS).read_text().splitlines():
+        tree = json.loads(line)
+        yield {key: value for key, value in tree.items() if "second" not in key}
+
+
+def test_an_interrupted_fit_goes_on_to_what_an_uninterrupted_one_gives_bit_for_bit(
+    tiny_moe: Path, pairs: Path, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    fit(job(tiny_moe, pairs, whole), Meter())
+    for step in (1, 3, 4):  # before the first resume point, and twice with one
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(step, patch)
+            with pytest.raises(Interrupted):
+                fit(job(tiny_moe, pairs, broken, checkpoint_minutes=0), Meter())
+        assert not (broken / COEFFICIENTS).exists()
+    meter = Meter()
+    fit(job(tiny_moe, pairs, broken, checkpoint_minutes=0), meter)
+    assert (broken / COEFFICIENTS).read_bytes() == (whole / COEFFICIENTS).read_bytes()
+    assert list(lines_without_times(broken)) == list(lines_without_times(whole))
+    assert json.loads((broken / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
+    assert not (broken / "resume").exists()
+
+
+def test_a_resume_point_holds_coefficients_and_no_weights(tiny_moe: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(Interrupted):
+            fit(job(tiny_moe, pairs, tmp_path / "out", checkpoint_minutes=0), Meter())
+    (point,) = (tmp_path / "out" / "resume").glob("checkpoint-*")
+    assert point.name == "checkpoint-2"
+    held = load_file(point / "model.safetensors")
+    assert list(held) == ["logits_LR"]
+    torch.testing.assert_close(coefficients(held["logits_LR"]).sum(1), torch.ones(2))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from xft.checkpoint import SINGLE, Checkpoint
+from xft.data.example import Example
+from xft.merge.fit import COEFFICIENTS, Merging
+from xft.merge.merge import MergeJob, merge
+from xft.recipe import MergeConfig, TuneConfig
+from xft.stage import Meter
+
+IDS = torch.arange(3, 43).reshape(2, 20)
+
+
+def job(mixture: Path, out: Path, method: str, **changes: Any) -> MergeJob:
+    out.mkdir()
+    pairs = out.with_suffix(".jsonl")
+    examples = [Example(instruction=f"say {n}", response=f"{n} and {n}") for n in range(6)]
+    pairs.write_text("".join(json.dumps(asdict(example)) + "\n" for example in examples))
+    options: dict[str, Any] = {
+        "pairs": pairs, "prompt": "chat", "seed": 3, "base": "owner/base", "data": ["one.jsonl", "shipped:python"],
+        "tune": TuneConfig(batch=3, micro_batch=3, max_length=96, precision="fp32"),
+        "merge": MergeConfig(shared_weight=0.4, lr=0.3),
+    }  # fmt: skip
+    return MergeJob(mixture=mixture, out=out, method=method, **(options | changes))
+
+
+def test_the_learned_merge_writes_the_model_that_its_coefficients_describe(tiny_moe: Path, tmp_path: Path) -> None:
+    merge(job(tiny_moe, tmp_path / "out", "learned"), Meter())
+    shares_LR = load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"]
+    assert float((shares_LR * 3 - 1).abs().max()) > 0.1
+    merging = Merging(Checkpoint(tiny_moe), 0.4, "learned").eval()
+    with torch.no_grad():
+        merging.logits_LR.copy_(shares_LR.log())
+        merging.remix()
+        expected = merging(input_ids=IDS).logits
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["rounding_error"] == {"largest": 0.0, "mean": 0.0}
+    assert summary["movement"] > 0.1
+
+
+def test_the_uniform_merge_needs_no_data_and_is_what_the_learned_one_starts_from(
+    tiny_moe: Path, tmp_path: Path
+) -> None:
+    merge(job(tiny_moe, tmp_path / "uniform", "uniform", pairs=None), Meter())
+    still = MergeConfig(shared_weight=0.4, lr=1e-12)
+    merge(job(tiny_moe, tmp_path / "learned", "learned", merge=still), Meter())
+    shares_LR = load_file(tmp_path / "uniform" / COEFFICIENTS)["coefficients"]
+    torch.testing.assert_close(shares_LR, torch.full((2, 3), 1 / 3))
+    one, two = (load_file(tmp_path / name / SINGLE) for name in ("uniform", "learned"))
+    assert set(one) == set(two)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_learned_merge_without_pairs_is_refused(tiny_moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a learned merge needs pairs"):
+        merge(job(tiny_moe, tmp_path / "out", "learned", pairs=None), Meter())
+
+
+@pytest.mark.parametrize("licensed", [True, False])
+def test_the_model_card_has_licence_data_base_and_method(licensed: bool, tiny_moe: Path, tmp_path: Path) -> None:
+    mixture = shutil.copytree(tiny_moe, tmp_path / "moe")
+    if licensed:
+        (mixture / "LICENSE.txt").write_text("do as you like")
+    merge(job(mixture, tmp_path / "out", "uniform"), Meter())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for fact in (
+        "base_model: owner/base", "| merge method | uniform |", "| weight of the shared expert | 0.4 |",
+        "| prompt style | chat |", "| seed | 3 |", "- one.jsonl", "- shipped:python", "into 4 experts",
+    ):  # fmt: skip
+        assert fact in card
+    assert ("see LICENSE.txt beside this file" in card) == licensed
+    assert (tmp_path / "out" / "LICENSE.txt").exists() == licensed
+    assert ("that of the base model; check it" in card) != licensed
