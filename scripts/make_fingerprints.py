@@ -25,14 +25,13 @@ def main(folder: Path) -> None:
     """Hash every 10-gram of every field."""
     for benchmark, (name, fields) in FIELDS.items():
         path = folder / name
-        lines = gzip.open(path, "rt") if name.endswith(".gz") else path.open(encoding="utf-8")
+        raw = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
         hashes: set[int] = set()
-        with lines:
-            for line in lines:
-                row = json.loads(line)
-                for field in fields:
-                    text = row[field] if isinstance(row[field], str) else "\n".join(row[field])
-                    hashes |= tengrams(text)
+        for line in raw.decode().splitlines():
+            row = json.loads(line)
+            for field in fields:
+                text = row[field] if isinstance(row[field], str) else "\n".join(row[field])
+                hashes |= tengrams(text)
         np.array(sorted(hashes), dtype="<u8").tofile(OUT / f"{benchmark}.u64")
         print(f"{benchmark}: {len(hashes)} hashes")
 

@@ -120,6 +120,7 @@ def fetch_snapshot(name: str, *, kind: str, revision: str | None = None) -> Path
         reason = " ".join(str(error).split())[:200]
         at = f"@{revision}" if revision else ""
         raise FetchError(
-            f"{name}{at}: no such local path, and the Hugging Face hub did not give it ({type(error).__name__}: {reason}); "
+            f"{name}{at}: no such local path, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}: {reason}); "
             "check the name and the network, or download it and give its folder"
         ) from None

@@ -9,8 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
-M_MMAP_THRESHOLD = -3
-THRESHOLD_BYTES = 4 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_heap_compact() -> None:
@@ -19,9 +18,23 @@ def keep_heap_compact() -> None:
     glibc raises that threshold by itself to 32 MB, so matrices of experts stay on a heap that fragments: tuning the
     SmolLM2 mixture then peaked at 12.3 GB instead of 8.4 GB.
     """
+    _mallopt(M_MMAP_THRESHOLD, 4 << 20)
+    _mallopt(M_TRIM_THRESHOLD, 128 << 20)
+
+
+def keep_heap_warm() -> None:
+    """Let the allocator keep freed blocks: a growing key-value cache is copied, freed and allocated at every token.
+
+    Giving them back and faulting them in again took a third of the time of generation.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    _mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def _mallopt(option: int, value: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)
+            ctypes.CDLL("libc.so.6").mallopt(option, value)
 
 
 def release_memory() -> None:

@@ -80,14 +80,14 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         )
     if not proof.negative_control_difference > proof.tolerance:
         raise ProofError(
-            f"{mixture}: a damaged expert changed the logits by {proof.negative_control_difference:.2e} only, within the "
-            f"tolerance {proof.tolerance:.2e}: the probe proves nothing for this model"
+            f"{mixture}: a damaged expert changed the logits by {proof.negative_control_difference:.2e} only, within "
+            f"the tolerance {proof.tolerance:.2e}: the probe proves nothing for this model"
         )
     return proof
 
 
 def _swap_channels(tensors: dict[str, Tensor]) -> None:
-    """Exchange the largest and the smallest channel of the first routed expert's `up`, so gate and up no longer match."""
+    """Exchange the largest and the smallest channel of the first routed expert's `up`: gate and up no longer match."""
     up = tensors["mlp.experts.up_proj"]
     norms = up[0].norm(dim=1)
     pair = [int(norms.argmin()), int(norms.argmax())]

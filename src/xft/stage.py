@@ -19,7 +19,7 @@ from typing import Any
 
 from xft import __version__
 from xft.errors import RunError
-from xft.memory import keep_heap_compact, peak_memory, release_memory, reset_peak_memory
+from xft.memory import peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
@@ -80,7 +80,6 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}
         write_json(partial / BEGUN, begun)
         meter = Meter()
-        keep_heap_compact()
         reset_peak_memory()
         clock = time.monotonic()
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.sandbox import Sandbox
 from xft.eval.score import score
+from xft.memory import keep_heap_warm
 from xft.progress import track
 from xft.recipe import EvalConfig
 from xft.stage import Meter, file_digest
@@ -49,6 +50,7 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
     from xft.tune.tune import quiet
 
     quiet()
+    keep_heap_warm()
     Checkpoint(job.model)  # a clear error for a folder that holds no whole model
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     style = job.style if job.style == "completion" else resolve_prompt(job.style, tokenizer)

@@ -24,6 +24,7 @@ from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.families import Family
+from xft.memory import keep_heap_compact
 from xft.merge.methods import MERGE_METHODS, coefficients, mix
 from xft.merge.write import dense_skeleton
 from xft.recipe import MergeConfig, TuneConfig
@@ -151,6 +152,7 @@ class FitJob:
 def fit(job: FitJob, meter: Meter) -> Tensor:
     """Learn the coefficients on the pairs and write them to the job's folder; return them, (L, R)."""
     quiet()
+    keep_heap_compact()
     source = Checkpoint(job.mixture)
     tokenizer = AutoTokenizer.from_pretrained(job.mixture)
     rows, counts = encode_all(read_pairs(job.pairs), tokenizer, job.prompt, job.tune.max_length)
@@ -178,7 +180,8 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
 
     metrics = MetricsFile(job.out, measure)
     for callback in (
-        Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(job.tune.checkpoint_minutes)
+        Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label),
+        SaveByClock(job.tune.checkpoint_minutes),
     ):  # fmt: skip
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
