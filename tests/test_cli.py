@@ -436,8 +436,10 @@ def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
     out, log = tmp_path / "out", tmp_path / "out.partial" / "metrics.jsonl"
     options = ("--data", *pairs, *QUICK, "--epochs", "5", "--set", "checkpoint_minutes=0", "--set", "precision=fp32")
     arguments = ["tune", tiny_dense, out, *options]
+    # A background job of a script inherits an ignored SIGINT; a person at a terminal does not.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from xft.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", f"{listening}; from xft.cli import main; main()", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
     deadline = time.monotonic() + 60
