@@ -186,7 +186,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
     shares_LR = coefficients(merging.logits_LR.detach()).cpu()
-    save_coefficients(job.out, shares_LR)
+    save_coefficients(job.out, shares_LR, job.merge.shared_weight)
     cost = count(merging.dense)
     positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])
     mean_length = sum(len(row.tokens) for row in rows) / len(rows)
@@ -197,6 +197,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     return shares_LR
 
 
-def save_coefficients(out: Path, shares_LR: Tensor) -> None:
-    """Write coefficients.safetensors: the routed experts' shares, (L, R)."""
-    save_file({"coefficients": shares_LR.contiguous()}, out / COEFFICIENTS)
+def save_coefficients(out: Path, shares_LR: Tensor, shared_weight: float) -> None:
+    """Write coefficients.safetensors: the routed experts' shares, (L, R), and lambda in its metadata."""
+    metadata = {"shared_weight": repr(shared_weight)}
+    save_file({"coefficients": shares_LR.contiguous()}, out / COEFFICIENTS, metadata=metadata)

@@ -53,7 +53,7 @@ def merge(job: MergeJob, meter: Meter) -> None:
         )  # fmt: skip
     else:
         shares_LR = coefficients(method.initial(mixture.layers, int(mixture.config["xft"]["experts"]) - 1))
-        save_coefficients(job.out, shares_LR)
+        save_coefficients(job.out, shares_LR, job.merge.shared_weight)
     rounding = write_merged(mixture, shares_LR, job.merge.shared_weight, job.out)
     write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
     (job.out / "README.md").write_text(card(job, shares_LR.shape[1] + 1), encoding="utf-8")
