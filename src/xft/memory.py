@@ -23,9 +23,10 @@ def keep_heap_compact() -> None:
 
 
 def keep_heap_warm() -> None:
-    """Let the allocator keep freed blocks: a growing key-value cache is copied, freed and allocated at every token.
+    """Let the allocator keep freed blocks for the next time.
 
-    Giving them back and faulting them in again took a third of the time of generation.
+    A growing key-value cache is copied, freed and allocated at every token; giving the blocks back and faulting them
+    in again took a third of the time of generation (54 s instead of 31 s for 41 answers of 200 tokens).
     """
     _mallopt(M_MMAP_THRESHOLD, 32 << 20)
     _mallopt(M_TRIM_THRESHOLD, 1 << 30)

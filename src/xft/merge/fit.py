@@ -24,7 +24,7 @@ from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.families import Family
-from xft.memory import keep_heap_compact
+from xft.memory import keep_heap_warm
 from xft.merge.methods import MERGE_METHODS, coefficients, mix
 from xft.merge.write import dense_skeleton
 from xft.recipe import MergeConfig, TuneConfig
@@ -152,7 +152,7 @@ class FitJob:
 def fit(job: FitJob, meter: Meter) -> Tensor:
     """Learn the coefficients on the pairs and write them to the job's folder; return them, (L, R)."""
     quiet()
-    keep_heap_compact()
+    keep_heap_warm()
     source = Checkpoint(job.mixture)
     tokenizer = AutoTokenizer.from_pretrained(job.mixture)
     rows, counts = encode_all(read_pairs(job.pairs), tokenizer, job.prompt, job.tune.max_length)

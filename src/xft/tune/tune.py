@@ -22,7 +22,7 @@ from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RunError
 from xft.families import MOE_PREFIX
-from xft.memory import keep_heap_compact
+from xft.memory import keep_heap_compact, keep_heap_warm
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
@@ -84,10 +84,11 @@ def _launch(job: TuneJob, processes: int) -> None:
 def train(job: TuneJob) -> None:
     """Train and write the result; called in every process of a distributed run."""
     quiet()
-    keep_heap_compact()
     out, config = Path(job.out), TuneConfig(**job.config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = Checkpoint(job.model)
+    mixture = str(source.config.get("model_type")).startswith(MOE_PREFIX)
+    (keep_heap_compact if mixture else keep_heap_warm)()  # a mixture has memory to save, a dense model time
     require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows, counts = encode_all(read_pairs(Path(job.pairs)), tokenizer, job.prompt, config.max_length)
