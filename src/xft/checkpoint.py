@@ -117,10 +117,6 @@ class Checkpoint:
         tensor: torch.Tensor = self._open(self._shards[name]).get_tensor(name)
         return tensor
 
-    def rows(self, name: str, index: int) -> torch.Tensor:
-        """Return row `index` of a stacked tensor, backed by the file's pages."""
-        return self.read(name)[index]
-
     def _slice(self, name: str) -> Any:
         self._require(name)
         return self._open(self._shards[name]).get_slice(name)
@@ -130,10 +126,6 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folder}: no tensor {name!r}; is this a {self.config.get('model_type')} model?"
             )
-
-    def bytes(self) -> int:
-        """Return the size of the weight files in bytes."""
-        return sum((self.folder / shard).stat().st_size for shard in set(self._shards.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

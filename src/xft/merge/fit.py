@@ -29,7 +29,7 @@ from xft.merge.methods import MERGE_METHODS, coefficients, mix
 from xft.merge.write import dense_skeleton
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, write_json
-from xft.tune.callbacks import METRICS, DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, training_arguments
 from xft.tune.tune import RESUME, quiet
@@ -192,7 +192,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     mean_length = sum(len(row.tokens) for row in rows) / len(rows)
     meter.tokens, meter.flops = tokens, cost.training_flops(positions, tokens, mean_length)
     meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
-    write_json(job.out / "summary.json", counts | {"steps": steps, "movement": merging.movement(), "log": METRICS})
+    write_json(job.out / "summary.json", counts | {"steps": steps, "movement": merging.movement()})
     shutil.rmtree(job.out / RESUME, ignore_errors=True)
     return shares_LR
 
