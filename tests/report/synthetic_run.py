@@ -35,6 +35,11 @@ upcycle:
   experts: 8
   active: 6
 eval:
+  benchmarks:
+    - name: humaneval
+    - name: humaneval+
+    - name: mbpp+
+      optional: true
   base_prompts: [completion]
 """
 CODE = '''from typing import List
@@ -88,11 +93,12 @@ def write_solved(
     row: str,
     passed: Sequence[bool],
     *,
+    benchmark: str = "humaneval",
     code: Mapping[int, str] | None = None,
     errors: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the HumanEval part of a row."""
-    folder = run / "eval" / row / "humaneval"
+    """Write a benchmark's part of a row; HumanEval+ has two parts, the weaker of which every answer passes."""
+    folder = run / "eval" / row / benchmark
     samples, verdicts = [], []
     for i, good in enumerate(passed):
         text = (code or {}).get(i, CODE)
@@ -106,7 +112,7 @@ def write_solved(
     low, high = wilson_interval(sum(passed), len(passed))
     statuses = [verdict["status"] for verdict in verdicts]
     scores = {
-        "benchmark": "humaneval",
+        "benchmark": benchmark,
         "data_hash": "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
         "problems": len(passed),
         "samples_per_problem": 1,
@@ -120,6 +126,8 @@ def write_solved(
         "python": "3.12.4",
         "wall_seconds": 12.5,
     }
+    if benchmark.endswith("+"):
+        scores["parts"] = {"base": {"pass_at_1": 1.0}, "plus": {"pass_at_1": scores["pass_at_1"]}}
     write_json(folder / "scores.json", scores)
 
 
@@ -211,6 +219,9 @@ def write_run(run: Path) -> Path:
     losses = {"base": 0.31, "base-completion": 0.52, "sft": 0.05, "moe": 0.02, "uniform": 0.035, "xft": 0.022}
     errors = {5: "NameError: name 'reduce' is not defined", 7: "AssertionError: assert candidate([1, 2]) == 3"}
     for row, share in rows.items():
-        write_solved(run, row, (difficulty + 0.05 * random.standard_normal(164) < share).tolist(), errors=errors)
+        answers_of_row = difficulty + 0.05 * random.standard_normal(164)
+        write_solved(run, row, (answers_of_row < share).tolist(), errors=errors)
+        write_solved(run, row, (answers_of_row < 0.8 * share).tolist(), benchmark="humaneval+", errors=errors)
+        write_json(run / "eval" / row / "mbpp+" / "not-run.json", {"reason": "MbppPlus.jsonl.gz is not in the folder."})
         write_losses(run, row, (answers + losses[row] + 0.02 * random.standard_normal(40)).tolist())
     return run

