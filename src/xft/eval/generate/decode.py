@@ -1,0 +1,166 @@
+"""A batch of prompts to texts with a transformers model.
+
+A loop of its own, beside `model.generate`, for three reasons: a row that has ended leaves the batch, so that the last,
+longest answers don't cost a whole batch; rows have stop strings of their own; and each row draws its own random
+numbers, so that what a row says does not depend on which others it is in a batch with, rounding apart.
+
+Shapes: B rows still going, U different prompts, T tokens, V vocabulary, K most probable tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from xft.eval.generate.backend import Answer, Sampling, first_stop
+
+CONTEXT = 4
+"""Prompt tokens decoded before an answer; some tokenizers drop the space at a text's start, even an indentation's."""
+NUCLEUS = 256
+"""Tokens among which a top-p set is looked for before the whole vocabulary is sorted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One answer to make."""
+
+    prompt: tuple[int, ...]
+    stop: tuple[str, ...]
+    seed: int
+
+
+@torch.inference_mode()
+def complete_rows(model: Any, tokenizer: Any, rows: Sequence[Row], sampling: Sampling, ends: set[int]) -> list[Answer]:
+    """Return each row's answer. Equal prompts are read once; `ends` are the tokens that end an answer."""
+    room = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    writers = [
+        _Writer(tokenizer, row, ends, min(sampling.max_new_tokens, room - len(row.prompt)), sampling) for row in rows
+    ]
+    going = [writer for writer in writers if writer.left > 0]
+    if not going:
+        return [writer.answer() for writer in writers]
+    prompts = list(dict.fromkeys(writer.row.prompt for writer in going))
+    ids_UT, mask_UT = _padded(prompts, model.device)
+    cache = DynamicCache(config=model.config)
+    positions_UT = (mask_UT.cumsum(-1) - 1).clamp(min=0)
+    logits_UV = _forward(model, ids_UT, mask_UT, positions_UT, cache)
+    which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in going], device=model.device)
+    logits_BV, mask_BT = logits_UV[which_B], mask_UT[which_B]
+    if len(prompts) < len(going):
+        cache.batch_select_indices(which_B)
+    while True:
+        tokens_B = _choose(logits_BV, going, sampling)
+        more = [writer.add(token) for writer, token in zip(going, tokens_B.tolist(), strict=True)]
+        if not any(more):
+            return [writer.answer() for writer in writers]
+        if not all(more):
+            kept_B = torch.tensor([number for number, on in enumerate(more) if on], device=model.device)
+            cache.batch_select_indices(kept_B)
+            tokens_B, mask_BT = tokens_B[kept_B], mask_BT[kept_B]
+            going = [writer for writer, on in zip(going, more, strict=True) if on]
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(going), 1)], dim=1)
+        logits_BV = _forward(model, tokens_B[:, None], mask_BT, mask_BT.sum(-1, keepdim=True) - 1, cache)
+
+
+def _padded(prompts: Sequence[tuple[int, ...]], device: Any) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask, padded on the left; what stands in the padding is never looked at."""
+    width = max(map(len, prompts))
+    ids_UT = [[0] * (width - len(tokens)) + list(tokens) for tokens in prompts]
+    mask_UT = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]
+    return torch.tensor(ids_UT, device=device), torch.tensor(mask_UT, device=device)
+
+
+def _forward(model: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache) -> Tensor:
+    """Return the logits that follow each row."""
+    output = model(
+        input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    logits_BV: Tensor = output.logits[:, -1]
+    return logits_BV
+
+
+def _choose(logits_BV: Tensor, going: Sequence[_Writer], sampling: Sampling) -> Tensor:
+    """Return each row's next token."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    draws_B = torch.tensor([writer.random.random() for writer in going], device=logits_BV.device)
+    return sample_tokens(logits_BV, draws_B, temperature=sampling.temperature, top_p=sampling.top_p)
+
+
+def sample_tokens(logits_BV: Tensor, draws_B: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """Return the token at which each row's cumulative probability passes its draw from [0, 1).
+
+    With `top_p` below 1 only the most probable tokens count that reach it together. Each row is chosen for itself.
+    """
+    probs_BV = (logits_BV.float() / temperature).softmax(-1)
+    if top_p >= 1:
+        return _at_draw(probs_BV, draws_B)
+    top_BK, ids_BK = probs_BV.topk(min(NUCLEUS, probs_BV.shape[-1]))
+    tokens_B = _in_nucleus(top_BK, ids_BK, draws_B, top_p)
+    for row in (top_BK.sum(-1) < top_p).nonzero().flatten().tolist():  # its set is larger
+        top_1V, ids_1V = probs_BV[row : row + 1].sort(descending=True, stable=True)
+        tokens_B[row] = _in_nucleus(top_1V, ids_1V, draws_B[row : row + 1], top_p)[0]
+    return tokens_B
+
+
+def _in_nucleus(top_BK: Tensor, ids_BK: Tensor, draws_B: Tensor, top_p: float) -> Tensor:
+    """Choose among descending probabilities, up to the one that reaches `top_p`."""
+    kept_BK = top_BK * (top_BK.cumsum(-1) - top_BK < top_p)
+    return ids_BK.gather(-1, _at_draw(kept_BK, draws_B)[:, None])[:, 0]
+
+
+def _at_draw(weights_BK: Tensor, draws_B: Tensor) -> Tensor:
+    """Return where the running sum passes the draw's share of the total; never a place of weight 0."""
+    sums_BK = weights_BK.double().cumsum(-1)
+    places_B = torch.searchsorted(sums_BK, draws_B.double()[:, None] * sums_BK[:, -1:], right=True)[:, 0]
+    last_B = weights_BK.shape[-1] - 1 - (weights_BK > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(places_B, last_B)
+
+
+class _Writer:
+    """One row: what it has said, and whether it has ended."""
+
+    def __init__(self, tokenizer: Any, row: Row, ends: set[int], left: int, sampling: Sampling) -> None:
+        self.tokenizer, self.row, self.left = tokenizer, row, left
+        self.random = random.Random(row.seed)
+        self.tokens: list[int] = []
+        self.ended = False
+        # A stop string may be a special token's spelling, which never shows in a text without special tokens.
+        self.ends = ends | {token for token in map(_special(tokenizer).get, row.stop) if token is not None}
+        # Each token adds at least a byte, so this many show a stop string that the last one completes.
+        self.tail = max((len(stop.encode()) for stop in row.stop), default=0) + CONTEXT
+
+    def add(self, token: int) -> bool:
+        """Take the next token; tell whether the row goes on."""
+        if token in self.ends:
+            self.ended = True
+            return False
+        self.tokens.append(token)
+        self.left -= 1
+        if self.row.stop and first_stop(self._decode(self.tokens[-self.tail :]), self.row.stop) is not None:
+            self.ended = True
+        return not self.ended and self.left > 0
+
+    def answer(self) -> Answer:
+        """Return the text, cut at its first stop string."""
+        context = list(self.row.prompt[-CONTEXT:])
+        before, whole = self._decode(context), self._decode(context + self.tokens)
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(self.tokens)
+        cut = first_stop(text, self.row.stop)
+        return Answer(text=text[:cut], finish="stop" if self.ended or cut is not None else "length")
+
+    def _decode(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    """Map the spellings of special tokens to their numbers."""
+    return {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

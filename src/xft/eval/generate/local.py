@@ -1,0 +1,96 @@
+"""The back end `transformers`: a model in this process, answers of like length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from xft.checkpoint import Checkpoint
+from xft.device import compute_dtype, describe_device, device
+from xft.errors import RecipeError
+from xft.eval.benchmark import Request
+from xft.eval.generate.backend import Answer, Ask, Sampling, Unit, ask_seed
+from xft.eval.generate.decode import Row, complete_rows
+from xft.memory import keep_heap_warm, release_memory
+from xft.prompts import PROMPTS, resolve_prompt
+from xft.tune.tune import quiet
+
+
+class LocalBackend:
+    """A model that transformers runs."""
+
+    def __init__(self, model: str, *, style: str, url: str | None, batch: int, precision: str) -> None:
+        if url:
+            raise RecipeError(f"url: {url} is for --backend openai; the back end transformers runs the model itself")
+        quiet()
+        keep_heap_warm()
+        Checkpoint(Path(model))  # a clear error for a folder that holds no whole model
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.style = style if style == "completion" else resolve_prompt(style, self.tokenizer)
+        self.batch = batch
+        dtype = compute_dtype(precision)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        self.model.to(device()).eval()
+        self._settings = {
+            "backend": "transformers",
+            "device": describe_device(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch": batch,
+            "padding": "left",
+            "attention": self.model.config._attn_implementation,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        self._ends = end_tokens(self.model, self.tokenizer, self.style)
+        self._prompts: dict[Request, tuple[int, ...]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return device, type, batch, padding, attention and library versions."""
+        return dict(self._settings)
+
+    def units(self, asks: Sequence[Ask]) -> list[Unit]:
+        """Return batches, the longest prompts first, so that a lack of memory shows at once."""
+        ordered = sorted(asks, key=lambda ask: -len(self._prompt(ask.request)))
+        return [ordered[start : start + self.batch] for start in range(0, len(ordered), self.batch)]
+
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Unit, Sequence[Answer]]]:
+        """Answer one batch after the other."""
+        for unit in units:
+            rows = [
+                Row(prompt=self._prompt(ask.request), stop=ask.request.stop, seed=ask_seed(sampling.seed, ask))
+                for ask in unit
+            ]
+            yield unit, complete_rows(self.model, self.tokenizer, rows, sampling, self._ends)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self.model
+        release_memory()
+
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        if request not in self._prompts:
+            self._prompts[request] = tuple(prompt_tokens(request, self.tokenizer, self.style))
+        return self._prompts[request]
+
+
+def prompt_tokens(request: Request, tokenizer: Any, style: str) -> list[int]:
+    """Return the prompt's tokens, cut where training cuts them: between the prompt style's text and the answer."""
+    before = "" if request.instruction is None else PROMPTS[style].before(tokenizer, request.instruction)
+    if request.instruction is None and tokenizer.bos_token and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
+        before = tokenizer.bos_token
+    pieces = [tokenizer.encode(text, add_special_tokens=False) for text in (before, request.prefix) if text]
+    return [token for piece in pieces for token in piece]
+
+
+def end_tokens(model: Any, tokenizer: Any, style: str) -> set[int]:
+    """Return the tokens that end an answer: the model's, the tokenizer's, and the one the prompt style trains."""
+    ends = model.generation_config.eos_token_id
+    found = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    if style != "completion":
+        after = tokenizer.encode(PROMPTS[style].after(tokenizer), add_special_tokens=False)
+        found |= set(after) if len(after) == 1 else set()
+    return found - {None}

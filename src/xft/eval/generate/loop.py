@@ -1,0 +1,82 @@
+"""Problems to samples.jsonl: what is asked, what is kept, and how a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from xft.eval.benchmark import Benchmark, Problem, Sample
+from xft.eval.generate.backend import Ask, Backend, Sampling, Unit
+from xft.progress import track
+
+SAMPLES = "samples.jsonl"
+
+Key = tuple[str, int]
+
+
+def generate(
+    backend: Backend, benchmark: Benchmark, problems: Sequence[Problem], out: Path, *, sampling: Sampling, label: str
+) -> None:
+    """Write `out`/samples.jsonl: the samples 0 to n-1 of each problem, in the problems' order.
+
+    A killed run goes on with the first unit of the back end that is not whole, so that its texts are those of an
+    uninterrupted one; while it runs, the lines have the order in which they were made.
+
+    Raises:
+        FetchError: a server can't be reached, or refuses; what it has answered is kept.
+    """
+    requests = {problem.task_id: benchmark.request(problem, backend.style) for problem in problems}
+    asks = [
+        Ask(task_id=problem.task_id, sample=sample, request=requests[problem.task_id])
+        for problem in problems
+        for sample in range(sampling.n)
+    ]
+    by_id = {problem.task_id: problem for problem in problems}
+    units = backend.units(asks)
+    path = out / SAMPLES
+    samples = _whole_units(path, units)
+    if len(samples) < len(asks):
+        missing = [unit for unit in units if _key(unit[0]) not in samples]
+        _rewrite(path, list(samples.values()))  # without the rest of a line that a kill cut short
+        with track(label, len(asks), done=len(samples)) as advance, path.open("a", encoding="utf-8") as sink:
+            for unit, answers in backend.complete(missing, sampling):
+                for ask, answer in zip(unit, answers, strict=True):
+                    sample: Sample = {
+                        "task_id": ask.task_id,
+                        "sample": ask.sample,
+                        "completion": answer.text,
+                        "code": benchmark.extract(by_id[ask.task_id], answer.text, backend.style),
+                        "finish": answer.finish,
+                    }
+                    samples[_key(ask)] = sample
+                    sink.write(json.dumps(sample) + "\n")
+                sink.flush()
+                advance(len(unit))
+    _rewrite(path, [samples[_key(ask)] for ask in asks])
+
+
+def _key(ask: Ask) -> Key:
+    return ask.task_id, ask.sample
+
+
+def _whole_units(path: Path, units: Sequence[Unit]) -> dict[Key, Sample]:
+    """Read what an earlier run left, as far as whole units go."""
+    found: dict[Key, Sample] = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            sample = json.loads(line)
+            sample["completion"], sample["code"], sample["finish"]
+            found[sample["task_id"], sample["sample"]] = sample
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    whole = [unit for unit in units if all(_key(ask) in found for ask in unit)]
+    return {_key(ask): found[_key(ask)] for unit in whole for ask in unit}
+
+
+def _rewrite(path: Path, samples: Sequence[Sample]) -> None:
+    """Replace the file in one step."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as sink:
+        sink.writelines(json.dumps(sample) + "\n" for sample in samples)
+    fresh.replace(path)
