@@ -1,73 +1,29 @@
 import json
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from toy_benchmark import SANDBOX, TOOLS, N, Toy
 
 from xft.errors import DataError, SandboxError
-from xft.eval.benchmark import Problem
-from xft.eval.sandbox import Outcome
-from xft.eval.score import check_references, score
-
-N = 12
-
-
-class Toy:
-    """A benchmark whose programs are instructions to the sandbox below."""
-
-    name = "toy"
-
-    def problems(self):
-        return [
-            Problem(task_id=f"toy/{i}", stub="", entry_point="f", canonical="passed" if i else "failed", tests="")
-            for i in range(N)
-        ]
-
-    def data_hash(self):
-        return "hash"
-
-    def request(self, problem, style): ...
-
-    def extract(self, problem, completion, style):
-        return completion
-
-    def program(self, problem, code):
-        return f"{code}|{problem.task_id}"
-
-
-class Obedient:
-    """A sandbox that gives the verdict the program asks for, and dies after some runs."""
-
-    level = "toy"
-
-    def __init__(self, dies_after: int = 10**9) -> None:
-        self.left = dies_after
-        self.ran: list[str] = []
-        self.lock = threading.Lock()
-
-    def run(self, program, *, timeout_s, memory_mb):
-        with self.lock:
-            if not self.left:
-                raise SandboxError("died")
-            self.left -= 1
-            self.ran.append(program)
-        status = program.split("|")[0]
-        time.sleep(0.002 * (hash(program) % 3))
-        return Outcome(status=status, seconds=1.0, error="" if status == "passed" else "why")
-
+from xft.eval.benchmark import Judgement, Tool
+from xft.eval.score import MAX_FAULTS, score
 
 CODES = ["passed", "failed", "", "passed"] * (N // 4)
 
 
 def write(path: Path, codes=CODES, samples=1) -> Path:
     lines = [
-        json.dumps({"task_id": f"toy/{i}", "completion": "", "code": code, "finish": "length" if i == 1 else "stop"})
+        {"task_id": f"toy/{i}", "sample": s, "completion": "", "code": code, "finish": "length" if i == 1 else "stop"}
         for i, code in enumerate(codes)
-        for _ in range(samples)
+        for s in range(samples)
     ]
-    path.write_text("".join(line + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def judge(toy, samples, out, **options):
+    return score(toy, samples, out, **({"sandbox": SANDBOX, "tools": TOOLS} | options))
 
 
 def verdicts(out: Path) -> list[dict]:
@@ -76,154 +32,208 @@ def verdicts(out: Path) -> list[dict]:
 
 def test_scores_count_every_class(tmp_path):
     out = tmp_path / "out"
-    scores = score(Toy(), write(tmp_path / "s.jsonl"), out, sandbox=Obedient(), meta={"model": "m"})
+    scores = judge(Toy(), write(tmp_path / "s.jsonl"), out, meta={"model": "m"})
     assert scores == json.loads((out / "scores.json").read_text())
     wall = scores.pop("wall_seconds")
     low, high = scores.pop("interval")
     assert wall >= 0
     assert 0.25 < low < 0.5 < high < 0.75
     assert scores.pop("python").startswith("3.")
+    base = scores["parts"].pop("base")
+    assert base["pass_at_1"] == 0.75
+    assert scores["parts"].pop("plus")["pass_at_1"] == 0.5
     assert scores == {
         "benchmark": "toy",
         "data_hash": "hash",
         "problems": N,
+        "samples": N,
         "samples_per_problem": 1,
         "pass_at_1": 0.5,
+        "pass_at_k": {"1": 0.5},
+        "parts": {},
         "statuses": {"failed": 3, "no code": 3, "passed": 6},
         "truncated": 1,
         "no_code": 3,
+        "in_process": 0,
+        "infrastructure": 0,
+        "missing": {"problems": 0, "first": []},
+        "not_run": {},
+        "rejected": {},
         "sandbox": "toy",
-        "limits": {"timeout_s": 10.0, "memory_mb": 2048},
+        "sandbox_reason": "because",
+        "limits": {"seconds": 10.0, "memory_mb": 2048},
+        "tools": {"odd": "1", "even": "2"},
         "model": "m",
     }
 
 
 def test_verdicts_have_the_order_of_the_samples(tmp_path):
-    score(Toy(), write(tmp_path / "s.jsonl", samples=3), tmp_path / "out", sandbox=Obedient(), workers=4)
+    judge(Toy(), write(tmp_path / "s.jsonl", samples=3), tmp_path / "out", workers=4)
     keys = [(verdict["task_id"], verdict["sample"]) for verdict in verdicts(tmp_path / "out")]
     assert keys == [(f"toy/{i}", sample) for i in range(N) for sample in range(3)]
 
 
-def test_several_samples_give_the_mean_over_problems(tmp_path):
-    scores = score(Toy(), write(tmp_path / "s.jsonl", samples=4), tmp_path / "out", sandbox=Obedient())
-    assert (scores["samples_per_problem"], scores["pass_at_1"]) == (4, 0.5)
-    assert scores["interval"][0] < 0.5 < scores["interval"][1]
+def test_several_samples_give_the_mean_over_problems_and_pass_at_k(tmp_path):
+    codes = [("passed", "failed")[i % 2] for i in range(N)]
+    samples = write(tmp_path / "s.jsonl", codes, samples=5)
+    lines = samples.read_text().splitlines(keepends=True)
+    lines[0] = lines[0].replace("passed", "failed")  # 4 of 5 pass
+    samples.write_text("".join(lines))
+    scores = judge(Toy(), samples, tmp_path / "out")
+    assert scores["samples_per_problem"] == 5
+    assert scores["pass_at_1"] == pytest.approx((5 + 4 / 5) / N)
+    assert scores["pass_at_k"]["5"] == pytest.approx(6 / N)
+    assert set(scores["pass_at_k"]) == {"1", "5"}
+    assert scores["interval"][0] < scores["pass_at_1"] < scores["interval"][1]
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 5, 8])
 @pytest.mark.parametrize("half_line", ["", '{"task_id": "toy/9", "sam', "garbage\n", "{}\n"])
-def test_a_killed_run_goes_on_to_the_same_files(tmp_path, dies_after, half_line):
-    samples = write(tmp_path / "s.jsonl")
+def test_a_stopped_scoring_goes_on_to_the_same_files(tmp_path, dies_after, half_line):
+    samples = write(tmp_path / "s.jsonl", samples=2)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    score(Toy(), samples, whole, sandbox=Obedient())
+    judge(Toy(), samples, whole)
     with pytest.raises(SandboxError, match="died"):
-        score(Toy(), samples, cut, sandbox=Obedient(dies_after))
+        judge(Toy(dies_after), samples, cut)
     with (cut / "verdicts.jsonl").open("a") as file:
         file.write(half_line)
-    known = {line["task_id"] for line in verdicts_so_far(cut) if line["status"] != "no code"}
-    rest = Obedient()
-    score(Toy(), samples, cut, sandbox=rest)
-    assert not known & {program.split("|")[1] for program in rest.ran}
-    assert len(rest.ran) == 9 - len(known)
+    known = []
+    for line in (cut / "verdicts.jsonl").read_text().splitlines():
+        try:
+            known.append(json.loads(line)["status"])
+        except (ValueError, KeyError):
+            continue
+    rest = Toy()
+    judge(rest, samples, cut)
+    assert len(rest.ran) == 18 - sum(status not in ("no code", "infrastructure") for status in known)
     assert (cut / "verdicts.jsonl").read_bytes() == (whole / "verdicts.jsonl").read_bytes()
     scores = [json.loads((out / "scores.json").read_text()) | {"wall_seconds": 0} for out in (whole, cut)]
     assert scores[0] == scores[1]
     assert sorted(path.name for path in cut.iterdir()) == ["scores.json", "verdicts.jsonl"]
 
 
-def verdicts_so_far(out: Path) -> list[dict]:
-    found = []
-    for line in (out / "verdicts.jsonl").read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if line]
-
-
 def test_a_finished_score_runs_nothing_again(tmp_path):
     samples = write(tmp_path / "s.jsonl")
-    first = score(Toy(), samples, tmp_path / "out", sandbox=Obedient())
-    idle = Obedient(0)
-    assert score(Toy(), samples, tmp_path / "out", sandbox=idle) | {"wall_seconds": 0} == first | {"wall_seconds": 0}
+    first = judge(Toy(), samples, tmp_path / "out")
+    assert judge(Toy(0), samples, tmp_path / "out") | {"wall_seconds": 0} == first | {"wall_seconds": 0}
 
 
-@pytest.mark.parametrize("change", [{"timeout_s": 5.0}, {"memory_mb": 512}])
-def test_a_verdict_under_other_limits_is_not_used(tmp_path, change):
+def test_a_verdict_under_other_conditions_is_not_used(tmp_path):
     samples = write(tmp_path / "s.jsonl")
-    score(Toy(), samples, tmp_path / "out", sandbox=Obedient())
-    again = Obedient()
-    score(Toy(), samples, tmp_path / "out", sandbox=again, **change)
-    assert len(again.ran) == 9
+    judge(Toy(), samples, tmp_path / "out")
+    limits, data = Toy(), Toy()
+    limits.limits = {"seconds": 5.0}
+    data.hash = "other"
+    for again in (limits, data):
+        judge(again, samples, tmp_path / "out")
+        assert len(again.ran) == 9
 
 
 def test_a_verdict_on_other_code_is_not_used(tmp_path):
     samples = write(tmp_path / "s.jsonl")
-    score(Toy(), samples, tmp_path / "out", sandbox=Obedient())
+    judge(Toy(), samples, tmp_path / "out")
     write(samples, ["passed", "passed", *CODES[2:]])
-    again = Obedient()
-    scores = score(Toy(), samples, tmp_path / "out", sandbox=again)
-    assert again.ran == ["passed|toy/1"]
+    again = Toy()
+    scores = judge(again, samples, tmp_path / "out")
+    assert again.ran == [("toy/1", "passed")]
     assert scores["pass_at_1"] == pytest.approx(7 / 12)
 
 
-def test_a_slow_failure_is_run_again_alone_before_it_counts(tmp_path):
-    class Loaded(Obedient):
+def test_what_was_short_of_time_is_judged_again_alone_before_it_counts(tmp_path):
+    class Loaded(Toy):
         """Times out whatever does not run alone."""
 
-        def __init__(self):
-            super().__init__()
-            self.now = 0
-
-        def run(self, program, *, timeout_s, memory_mb):
-            with self.lock:
-                self.now += 1
-                again = program in self.ran
-            super().run(program, timeout_s=timeout_s, memory_mb=memory_mb)
+        def verdict(self, problem, code):
+            again = self.ran.count((problem.task_id, code)) > 1
             time.sleep(0.01)
-            with self.lock:
-                alone, self.now = self.now == 1, self.now - 1
-            assert alone or not again
-            timeout = program.startswith("timeout") or not again
-            return Outcome(status="timeout" if timeout else "passed", seconds=timeout_s if timeout else 8.5)
+            assert not again or self.now == 1
+            late = code == "timeout" or not again
+            return Judgement(status="timeout" if late else "passed", seconds=10.0, strained=late)
 
-    sandbox = Loaded()
-    codes = ["timeout", *["passed"] * (N - 1)]
-    scores = score(Toy(), write(tmp_path / "s.jsonl", codes), tmp_path / "out", sandbox=sandbox, workers=4)
+    toy = Loaded()
+    scores = judge(toy, write(tmp_path / "s.jsonl", ["timeout", *["passed"] * (N - 1)]), tmp_path / "out", workers=4)
     assert scores["statuses"] == {"passed": N - 1, "timeout": 1}
-    assert len(sandbox.ran) == 2 * N
+    assert len(toy.ran) == 2 * N
 
 
-def test_progress_reaches_the_total(tmp_path):
-    seen = []
-    score(
-        Toy(), write(tmp_path / "s.jsonl"), tmp_path / "o", sandbox=Obedient(), progress=lambda *now: seen.append(now)
-    )
-    assert seen == [(i, N) for i in range(1, N + 1)]
+def test_a_fault_of_the_sandbox_is_tried_again_then_counted_apart(tmp_path):
+    class Faulty(Toy):
+        def verdict(self, problem, code):
+            if problem.task_id == "toy/0" or (problem.task_id == "toy/3" and self.ran.count(("toy/3", code)) == 1):
+                raise SandboxError("no more processes")
+            return super().verdict(problem, code)
+
+    toy = Faulty()
+    scores = judge(toy, write(tmp_path / "s.jsonl"), tmp_path / "out")
+    assert (scores["infrastructure"], scores["problems"]) == (1, N - 1)
+    assert scores["pass_at_1"] == pytest.approx(5 / 11)
+    fault = verdicts(tmp_path / "out")[0]
+    assert (fault["status"], fault["error"]) == ("infrastructure", "no more processes")
+    judge(mended := Toy(), write(tmp_path / "s.jsonl"), tmp_path / "out")
+    assert mended.ran == [("toy/0", "passed")]
 
 
-BAD = {
-    "not JSON": ('{"task_id', "line 1: not JSON"),
-    "no code key": ('{"task_id": "toy/1", "finish": "stop"}\n', "needs the text 'code'"),
-    "a list": ("[1]\n", "needs the text 'task_id'"),
-    "unknown problem": ('{"task_id": "x/1", "code": "", "finish": "stop"}\n', "toy has no problem 'x/1'"),
-    "nothing": ("", "got none"),
-    "unequal": (
-        '{"task_id": "toy/1", "code": "", "finish": "stop"}\n' * 2
-        + '{"task_id": "toy/2", "code": "", "finish": "x"}\n',
-        "got 1 problems with 1, 1 problems with 2",
-    ),
-}
+def test_a_sandbox_that_fails_time_after_time_ends_the_scoring(tmp_path):
+    with pytest.raises(SandboxError, match="died"):
+        judge(toy := Toy(0), write(tmp_path / "s.jsonl"), tmp_path / "out")
+    assert not toy.ran
+    assert N >= MAX_FAULTS
+    assert not (tmp_path / "out/scores.json").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
-def test_bad_samples_are_refused(tmp_path, text, message):
+def test_problems_of_a_faulty_tool_are_left_out_and_counted(tmp_path):
+    tools = [TOOLS[0], Tool(name="even", fault="no compiler; install g++")]
+    scores = judge(toy := Toy(), write(tmp_path / "s.jsonl"), tmp_path / "out", tools=tools)
+    assert {int(task.split("/")[1]) % 2 for task, _ in toy.ran} == {0}
+    assert (scores["problems"], scores["pass_at_1"]) == (6, 0.5)
+    assert scores["not_run"] == {"even": {"answers": 6, "reason": "no compiler; install g++"}}
+    assert scores["missing"]["problems"] == 0
+    assert scores["tools"] == {"odd": "1"}
+    with pytest.raises(DataError, match=r"no answer to toy that can be scored \(odd: no compiler, even"):
+        only = [Tool(name=name, fault="no compiler") for name in ("odd", "even")]
+        judge(Toy(), write(tmp_path / "s.jsonl"), tmp_path / "none", tools=only)
+
+
+def test_problems_without_an_answer_are_named(tmp_path):
+    samples = write(tmp_path / "s.jsonl", CODES[:10])
+    assert judge(Toy(), samples, tmp_path / "a")["missing"] == {"problems": 2, "first": ["toy/10", "toy/11"]}
+    lines = samples.read_text().splitlines(keepends=True)
+    samples.write_text("".join(lines[::4]))
+    assert judge(Toy(), samples, tmp_path / "b", every=4)["missing"]["problems"] == 0
+
+
+def test_progress_reaches_the_total_also_when_resumed(tmp_path):
+    seen: list[int] = []
+    for _ in range(2):
+        judge(Toy(), write(tmp_path / "s.jsonl"), tmp_path / "o", progress=seen.append)
+    assert sum(seen) == 2 * N
+
+
+def test_memory_does_not_grow_with_the_programs(tmp_path):
+    """3,280 programs of 20 kB are 66 MB; their verdicts are not."""
+    import tracemalloc
+
+    path = tmp_path / "s.jsonl"
+    with path.open("w") as file:
+        for i in range(3280):
+            line = {"task_id": f"toy/{i % N}", "sample": i // N, "code": f"passed{' ' * 20_000}", "finish": "stop"}
+            file.write(json.dumps(line) + "\n")
+
+    class Quick(Toy):
+        def judge(self, problem, code, sandbox):
+            return Judgement(status=code.strip(), seconds=0.0)
+
+    tracemalloc.start()
+    scores = judge(Quick(), path, tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (scores["samples"], scores["pass_at_1"]) == (3280, 1.0)
+    assert peak < 16e6
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", '{"task_id": "x/1", "code": "", "finish": "stop"}\n'])
+def test_a_file_without_an_answer_is_refused(tmp_path, text):
     (tmp_path / "s.jsonl").write_text(text)
-    with pytest.raises(DataError, match=message):
-        score(Toy(), tmp_path / "s.jsonl", tmp_path / "out", sandbox=Obedient())
+    with pytest.raises(DataError, match="no answer to toy"):
+        judge(Toy(), tmp_path / "s.jsonl", tmp_path / "out")
     assert not (tmp_path / "out" / "scores.json").exists()
-
-
-def test_references_that_fail_are_named():
-    failures = check_references(Toy(), Toy().problems(), Obedient())
-    assert [(task_id, outcome.status) for task_id, outcome in failures] == [("toy/0", "failed")]

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+POWER = 0.8
+FEWEST = 6
+"""Items that must differ, all one way, before an exact test's p is below 5%: 2 / 2**6 = 3%."""
 BLOCK = 1 << 21
 
 Floats = NDArray[np.float64]
@@ -96,6 +99,30 @@ def paired_difference(
         return Difference(mean=mean, low=low, high=high, verdict="can't tell")
     better = (mean > 0) == higher_is_better
     return Difference(mean=mean, low=low, high=high, verdict="better" if better else "worse")
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Return the exact two-sided p of McNemar's test: the chance of so uneven a split of the items that differ."""
+    differ = wins + losses
+    tail = sum(math.comb(differ, k) for k in range(min(wins, losses) + 1)) / 2**differ
+    return float(min(1.0, 2 * tail))
+
+
+def smallest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the mean difference that these items would show, at 5% two-sided, with a probability of 80%.
+
+    From the spread of the paired differences seen (normal approximation), and at least 6 whole items: with fewer that
+    differ, no exact test reaches 5%.
+
+    Raises:
+        ValueError: the lengths differ, or there is nothing to compare.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"paired values need the same items, at least one, got {len(a)} and {len(b)}")
+    normal = NormalDist()
+    spread = float((_finite(a) - _finite(b)).std())
+    detectable = (normal.inv_cdf(0.5 + LEVEL / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(len(a))
+    return max(detectable, FEWEST / len(a))
 
 
 def _finite(values: Sequence[float]) -> Floats:

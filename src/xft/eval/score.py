@@ -1,7 +1,8 @@
-"""The scoring stage: samples through the sandbox to verdicts.jsonl, then scores.json.
+"""The scoring stage: answers through the sandbox to verdicts.jsonl, then scores.json.
 
 A verdict is appended as soon as it is known, so a killed run goes on where it was; it is used again only for the same
-program under the same limits and sandbox level. The final file has the order of the samples.
+program of the same benchmark data under the same limits and sandbox level. The final file has the order of the answers.
+Answers are read as they are judged; what stays in memory is a short verdict each.
 """
 
 from __future__ import annotations
@@ -11,93 +12,110 @@ import json
 import os
 import platform
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from xft.errors import DataError
-from xft.eval.benchmark import Benchmark, Problem, Sample
-from xft.eval.metrics import mean_interval, wilson_interval
-from xft.eval.sandbox import Outcome
+from xft.errors import DataError, SandboxError
+from xft.eval.benchmark import Benchmark, Judgement, Problem, Tool
+from xft.eval.metrics import mean_interval, pass_at_k, wilson_interval
+from xft.eval.samples import Answer, Reject, read_answers
 
-TIMEOUT_S = 10.0
-MEMORY_MB = 2048
-NEAR_LIMIT = 0.8
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
+
+MAX_FAULTS = 8
+"""So many faults of the sandbox in a row end the scoring: it is broken, not unlucky."""
+KS = (1, 5, 10, 25, 50, 100)
+NAMED = 20
+"""Problems named in scores.json when they were not scored."""
 
 Verdict = dict[str, Any]
 Key = tuple[str, int]
 
 
-class Runs(Protocol):
-    """What scoring needs of a sandbox."""
-
-    level: Any
-
-    def run(self, program: str, *, timeout_s: float, memory_mb: int) -> Outcome:
-        """Run one program; raises SandboxError where the sandbox itself fails."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
-    """One sample to judge."""
+    """An answer to judge."""
 
-    key: Key
-    program: str
-    """"" where the sample has no code."""
+    answer: Answer
     fingerprint: str
-    finish: str
+
+    @property
+    def key(self) -> Key:
+        return self.answer.task_id, self.answer.sample
 
 
 def score(
     benchmark: Benchmark,
-    samples_path: Path,
+    samples: Path,
     out: Path,
     *,
-    sandbox: Runs,
+    sandbox: Sandbox,
+    tools: Sequence[Tool],
+    every: int = 1,
     workers: int = 2,
-    timeout_s: float = TIMEOUT_S,
-    memory_mb: int = MEMORY_MB,
     meta: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Judge all samples and write `verdicts.jsonl` and `scores.json` into the folder `out`; return the scores.
+    """Judge all answers; write `verdicts.jsonl`, `scores.json` and any `rejects.jsonl` into the folder `out`.
 
-    A candidate that did not pass and took 80% of the time limit or more is run again, alone, before it counts.
-    `meta` goes into the scores as it is; `progress` gets the verdicts so far and their total.
+    Problems of a faulty tool are left out and counted. A failure that used up a time limit is judged again, alone,
+    before it counts. A fault of the sandbox is tried again, then counted as `infrastructure`, never as a wrong answer.
+    `every` names the problems that were to be answered: each n-th. `meta` goes into the scores as it is; `progress`
+    gets 1 for each verdict.
 
     Raises:
-        DataError: the samples are malformed, of unknown problems, or not equally many for each problem.
-        SandboxError: the sandbox failed; the verdicts so far are kept.
+        DataError: the samples can't be read, or hold no answer that can be scored.
+        SandboxError: the sandbox is broken; the verdicts so far are kept.
     """
     began = time.monotonic()
     problems = {problem.task_id: problem for problem in benchmark.problems()}
-    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
-    conditions = json.dumps([limits, str(sandbox.level)])
-    jobs = list(_jobs(benchmark, problems, samples_path, conditions))
+    faulty = {tool.name: tool.fault for tool in tools if tool.fault}
+    conditions = json.dumps([benchmark.name, benchmark.data_hash(), dict(benchmark.limits), str(sandbox.level)])
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "verdicts.jsonl"
-    verdicts = _kept(path, jobs)
-    _replace(path, "".join(_line(verdict) for verdict in verdicts.values()))
-    with path.open("a", encoding="utf-8") as file:
-        open_jobs = [job for job in jobs if job.key not in verdicts]
-        for job, outcome in _outcomes(open_jobs, sandbox, workers, timeout_s, memory_mb):
-            verdicts[job.key] = verdict = _verdict(job, outcome)
-            file.write(_line(verdict))
-            file.flush()
+    verdicts = _Verdicts(out / "verdicts.jsonl")
+    rejects, left_out = _Rejects(out / "rejects.jsonl"), Counter[str]()
+
+    def jobs() -> Iterator[_Job]:
+        for answer in read_answers(samples, benchmark, problems):
+            if isinstance(answer, Reject):
+                rejects.add(answer)
+            elif problems[answer.task_id].tool in faulty:
+                left_out[problems[answer.task_id].tool] += 1
+            else:
+                job = _Job(answer=answer, fingerprint=_fingerprint(conditions, answer))
+                if verdicts.wanted(job):
+                    yield job
+                elif progress:
+                    progress(1)
+
+    with verdicts:
+        for job, judgement in _judgements(jobs(), benchmark, problems, sandbox, workers):
+            verdicts.add(_verdict(job, judgement))
             if progress:
-                progress(len(verdicts), len(jobs))
-    ordered = [verdicts[job.key] for job in jobs]
-    _replace(path, "".join(map(_line, ordered)))
+                progress(1)
+    ordered = verdicts.finish()
+    if not ordered:
+        found = _said(rejects.counts) or ", ".join(f"{name}: {faulty[name]}" for name in left_out) or "it is empty"
+        raise DataError(f"{samples}: no answer to {benchmark.name} that can be scored ({found})")
+    missing = [task for task in list(problems)[::every] if task not in {verdict["task_id"] for verdict in ordered}]
+    missing = [task for task in missing if problems[task].tool not in faulty]
     scores = {
         "benchmark": benchmark.name,
         "data_hash": benchmark.data_hash(),
         **summarise(ordered),
+        "missing": {"problems": len(missing), "first": missing[:NAMED]},
+        "not_run": {name: {"answers": count, "reason": faulty[name]} for name, count in sorted(left_out.items())},
+        "rejected": dict(sorted(rejects.counts.items())),
         "sandbox": str(sandbox.level),
-        "limits": limits,
+        "sandbox_reason": sandbox.reason,
+        "limits": dict(benchmark.limits),
+        "tools": {tool.name: tool.version for tool in tools if not tool.fault},
         "python": platform.python_version(),
         "wall_seconds": round(time.monotonic() - began, 1),
         **(meta or {}),
@@ -107,142 +125,208 @@ def score(
 
 
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Count verdicts and compute pass@1 with its 95% interval: Wilson for one sample a problem, else a bootstrap.
+    """Count verdicts and compute pass@1, its 95% interval, and pass@k.
+
+    The interval is Wilson's for one sample a problem, else a bootstrap over problems. Faults of the sandbox are counted
+    and left out. `pass_at_k` has the k that every problem has samples for.
 
     Raises:
-        DataError: there is no verdict, or not equally many for each problem.
+        DataError: nothing is left.
     """
-    passed: dict[str, list[bool]] = defaultdict(list)
-    for verdict in verdicts:
-        passed[verdict["task_id"]].append(verdict["status"] == "passed")
-    counts = Counter(len(samples) for samples in passed.values())
-    if len(counts) != 1:
-        given = ", ".join(f"{n} problems with {samples}" for samples, n in sorted(counts.items())) or "none"
-        raise DataError(f"a score needs equally many samples for each problem, got {given}; generate the rest first")
-    samples = next(iter(counts))
-    rates = [sum(each) / samples for each in passed.values()]
-    single = samples == 1 or len(rates) == 1
-    low, high = wilson_interval(sum(map(sum, passed.values())), len(verdicts)) if single else mean_interval(rates)
+    real = [verdict for verdict in verdicts if verdict["status"] != "infrastructure"]
+    if not real:
+        raise DataError(f"the sandbox failed for all {len(verdicts)} answers; `xft doctor` shows its state")
     statuses = Counter(verdict["status"] for verdict in verdicts)
+    passed = _by_problem(real, lambda verdict: verdict["status"] == "passed")
+    fewest = min(map(len, passed.values()))
+    most = max(map(len, passed.values()))
+    parts = sorted({part for verdict in real for part in verdict.get("parts", {})})
     return {
         "problems": len(passed),
-        "samples_per_problem": samples,
-        "pass_at_1": sum(rates) / len(rates),
-        "interval": [low, high],
+        "samples": len(real),
+        "samples_per_problem": fewest if fewest == most else [fewest, most],
+        **_rate(passed),
+        "pass_at_k": {
+            str(k): _mean([pass_at_k(len(each), sum(each), k) for each in passed.values()]) for k in KS if k <= fewest
+        },
+        "parts": {part: _rate(_by_problem(real, partial(_passed_part, part))) for part in parts},
         "statuses": dict(sorted(statuses.items())),
         "truncated": sum(verdict["finish"] == "length" for verdict in verdicts),
         "no_code": statuses["no code"],
+        "in_process": sum(bool(verdict.get("in_process")) for verdict in verdicts),
+        "infrastructure": statuses["infrastructure"],
     }
 
 
-def check_references(
-    benchmark: Benchmark,
-    problems: Sequence[Problem],
-    sandbox: Runs,
-    *,
-    workers: int = 2,
-    timeout_s: float = TIMEOUT_S,
-    memory_mb: int = MEMORY_MB,
-) -> list[tuple[str, Outcome]]:
-    """Run the canonical solutions; return those that don't pass. A benchmark with any of these must not be scored."""
-    jobs = [
-        _Job(key=(p.task_id, 0), program=benchmark.program(p, p.stub + p.canonical), fingerprint="", finish="stop")
-        for p in problems
-    ]
-    found = {job.key[0]: outcome for job, outcome in _outcomes(jobs, sandbox, workers, timeout_s, memory_mb) if outcome}
-    return [(p.task_id, found[p.task_id]) for p in problems if found[p.task_id].status != "passed"]
+def _passed_part(part: str, verdict: Verdict) -> bool:
+    return bool(verdict.get("parts", {}).get(part))
 
 
-def _outcomes(
-    jobs: Sequence[_Job], sandbox: Runs, workers: int, timeout_s: float, memory_mb: int
-) -> Iterator[tuple[_Job, Outcome | None]]:
-    """Run jobs as workers come free, then the slow failures again one by one; None: there was no code to run."""
+def _by_problem(verdicts: Sequence[Verdict], passed: Callable[[Verdict], bool]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict["task_id"], []).append(passed(verdict))
+    return found
 
-    def run(job: _Job) -> Outcome | None:
-        return sandbox.run(job.program, timeout_s=timeout_s, memory_mb=memory_mb) if job.program else None
+
+def _rate(passed: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Return pass@1 and its interval."""
+    rates = [sum(each) / len(each) for each in passed.values()]
+    if len(rates) == 1 or all(len(each) == 1 for each in passed.values()):
+        interval = wilson_interval(sum(map(sum, passed.values())), sum(map(len, passed.values())))
+    else:
+        interval = mean_interval(rates)
+    return {"pass_at_1": _mean(rates), "interval": list(interval)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def _judgements(
+    jobs: Iterator[_Job], benchmark: Benchmark, problems: Mapping[str, Problem], sandbox: Sandbox, workers: int
+) -> Iterator[tuple[_Job, Judgement]]:
+    """Judge as workers come free; then, one by one, what was short of time or met a fault of the sandbox."""
+
+    def judge(job: _Job) -> Judgement | SandboxError:
+        if not job.answer.code.strip():
+            return Judgement(status="no code", seconds=0.0, error=job.answer.unusable)
+        try:
+            return benchmark.judge(problems[job.answer.task_id], job.answer.code, sandbox)
+        except SandboxError as error:
+            return error
 
     again: list[_Job] = []
-    queue = iter(jobs)
-    running: dict[Future[Outcome | None], _Job] = {}
-    with ThreadPoolExecutor(workers) as pool:
+    faults = 0
+    running: dict[Future[Judgement | SandboxError], _Job] = {}
+    pool = ThreadPoolExecutor(workers)
+    try:
         while True:
-            for job in queue:
-                running[pool.submit(run, job)] = job
-                if len(running) >= workers:
-                    break
+            while len(running) < workers and (job := next(jobs, None)):
+                running[pool.submit(judge, job)] = job
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job, outcome = running.pop(future), future.result()
-                if outcome and outcome.status != "passed" and outcome.seconds >= NEAR_LIMIT * timeout_s:
+                job, judgement = running.pop(future), future.result()
+                if isinstance(judgement, SandboxError):
+                    faults += 1
+                    if faults >= MAX_FAULTS:
+                        raise judgement
+                    again.append(job)
+                    continue
+                if job.answer.code.strip():
+                    faults = 0
+                if judgement.strained:
                     again.append(job)
                 else:
-                    yield job, outcome
+                    yield job, judgement
+    finally:
+        pool.shutdown(cancel_futures=True)
     for job in again:
-        yield job, run(job)
+        judgement = judge(job)
+        if isinstance(judgement, SandboxError):
+            faults += 1
+            if faults >= MAX_FAULTS:
+                raise judgement
+            judgement = Judgement(status="infrastructure", seconds=0.0, error=str(judgement))
+        yield job, judgement
 
 
-def _jobs(benchmark: Benchmark, problems: Mapping[str, Problem], samples_path: Path, conditions: str) -> Iterator[_Job]:
-    """Read the samples one by one; the n-th of a task has index n - 1."""
-    seen: Counter[str] = Counter()
-    with samples_path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            sample = _sample(line, f"{samples_path}: line {number}")
-            task_id = sample["task_id"]
-            if task_id not in problems:
-                raise DataError(f"{samples_path}: line {number}: {benchmark.name} has no problem {task_id!r}")
-            program = benchmark.program(problems[task_id], sample["code"]) if sample["code"].strip() else ""
-            digest = hashlib.sha256(f"{conditions}\n{program}".encode("utf-8", "surrogatepass")).hexdigest()
-            yield _Job(
-                key=(task_id, seen[task_id]),
-                program=program,
-                fingerprint=digest[:16],
-                finish=sample["finish"],
-            )
-            seen[task_id] += 1
+def _fingerprint(conditions: str, answer: Answer) -> str:
+    """Hash all that a verdict depends on."""
+    whole = f"{conditions}\n{answer.task_id}\n{answer.unusable}\n{answer.code}"
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _sample(line: str, where: str) -> Sample:
-    """Parse one line of samples.jsonl."""
-    try:
-        sample = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}); generate the samples again") from None
-    for key in ("task_id", "code", "finish"):
-        if not isinstance(sample, dict) or not isinstance(sample.get(key), str):
-            raise DataError(f"{where}: a sample needs the text {key!r}; generate the samples again")
-    return dict(sample)
-
-
-def _kept(path: Path, jobs: Sequence[_Job]) -> dict[Key, Verdict]:
-    """Read the verdicts of an earlier run that still hold; a half-written line counts for nothing."""
-    valid = {(job.key, job.fingerprint) for job in jobs}
-    kept: dict[Key, Verdict] = {}
-    if not path.exists():
-        return kept
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            verdict = json.loads(line)
-            key = (verdict["task_id"], verdict["sample"])
-            if (key, verdict["fingerprint"]) in valid:
-                kept.setdefault(key, verdict)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
-
-
-def _verdict(job: _Job, outcome: Outcome | None) -> Verdict:
+def _verdict(job: _Job, judgement: Judgement) -> Verdict:
     """Return a line of verdicts.jsonl."""
-    task_id, index = job.key
-    return {
-        "task_id": task_id,
-        "sample": index,
-        "status": outcome.status if outcome else "no code",
-        "seconds": outcome.seconds if outcome else 0.0,
-        "error": outcome.error if outcome else "",
-        "finish": job.finish,
+    verdict: Verdict = {
+        "task_id": job.answer.task_id,
+        "sample": job.answer.sample,
+        "status": judgement.status,
+        "seconds": judgement.seconds,
+        "error": judgement.error,
+        "finish": job.answer.finish,
         "fingerprint": job.fingerprint,
     }
+    if judgement.parts:
+        verdict["parts"] = dict(judgement.parts)
+    if judgement.in_process:
+        verdict["in_process"] = True
+    return verdict
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class _Verdicts:
+    """verdicts.jsonl while it is written: those kept from an earlier run first, then new ones as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = {(v["task_id"], v["sample"], v["fingerprint"]): v for v in read_verdicts(path)}
+        self.order: list[tuple[str, int, str]] = []
+
+    def __enter__(self) -> None:
+        _replace(self.path, "".join(map(_line, self.known.values())))
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def wanted(self, job: _Job) -> bool:
+        """Note the place of an answer; tell whether it is yet to be judged."""
+        self.order.append((*job.key, job.fingerprint))
+        return self.order[-1] not in self.known
+
+    def add(self, verdict: Verdict) -> None:
+        """Keep a verdict, on disk too."""
+        self.known[verdict["task_id"], verdict["sample"], verdict["fingerprint"]] = verdict
+        self.file.write(_line(verdict))
+        self.file.flush()
+
+    def finish(self) -> list[Verdict]:
+        """Write the verdicts in the order of the answers, and nothing else; return them."""
+        ordered = [self.known[key] for key in self.order]
+        _replace(self.path, "".join(map(_line, ordered)))
+        return ordered
+
+
+def read_verdicts(path: Path) -> Iterator[Verdict]:
+    """Read a verdicts file; a half-written line counts for nothing, a fault of the sandbox neither."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                verdict = json.loads(line)
+                hash((verdict["task_id"], verdict["sample"], verdict["fingerprint"]))
+                if line.endswith("\n") and verdict["status"] != "infrastructure":
+                    yield verdict
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+class _Rejects:
+    """rejects.jsonl, there only when something was rejected."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.path.unlink(missing_ok=True)
+        self.counts: Counter[str] = Counter()
+
+    def add(self, reject: Reject) -> None:
+        """Count a reject and write it down."""
+        self.counts[reject.reason] += 1
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"line": reject.line, "reason": reject.reason, "detail": reject.detail}) + "\n")
+
+
+def _said(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
 
 
 def _line(verdict: Verdict) -> str:
@@ -251,9 +335,9 @@ def _line(verdict: Verdict) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    fresh = path.with_name(f"{path.name}.partial")
+    with fresh.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    fresh.replace(path)
