@@ -103,6 +103,20 @@ def test_upcycle_writes_a_proven_mixture(xft: Xft, tiny_dense: Path, tmp_path: P
     assert not any(".noise" in name for name in stacked)
 
 
+def test_prove_accepts_the_parent_and_refuses_another_model(
+    xft: Xft, tiny_dense: Path, dense: Path, tmp_path: Path
+) -> None:
+    moe = tmp_path / "fresh"
+    assert xft("upcycle", tiny_dense, moe, "--experts", "4", "--active", "3").code == 0
+    result = xft("prove", tiny_dense, moe)
+    assert result.code == 0, result.err
+    assert "proof: logits differ by " in result.out
+    stranger = weights(dense)
+    stranger["model.layers.0.mlp.up_proj.weight"] *= 1.1
+    save_file(stranger, dense / "model.safetensors", metadata={"format": "pt"})
+    refused(xft("prove", dense, moe), moe, dense, "don't belong together")
+
+
 def test_tune_reads_several_files_after_data(
     xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
 ) -> None:

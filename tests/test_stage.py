@@ -72,6 +72,17 @@ def test_a_finished_folder_with_the_same_key_is_not_made_again(tmp_path: Path) -
     assert run_stage(tmp_path / "out", stage_of(refuse)) == first
 
 
+def test_a_folder_that_another_process_finished_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_stage(tmp_path / "out", stage_of(write()))
+    answers = iter([None, first])  # not there at the first look, there once the lock is held
+    monkeypatch.setattr("xft.stage.read_manifest", lambda folder: next(answers))
+    (tmp_path / "out").rename(tmp_path / "kept")
+    assert run_stage(tmp_path / "out", stage_of(refuse)) == first
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_the_same_content_has_the_same_digest_and_metrics_do_not_count(tmp_path: Path) -> None:
     def with_metrics(text: str) -> Work:
         def work(folder: Path, meter: Meter) -> None:

@@ -44,6 +44,9 @@ class Proof:
         """Return the figures for proof.json."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        return f"proof: logits differ by {self.max_difference:.1e} at most, tolerance {self.tolerance:.1e}"
+
 
 def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     """Compare a mixture with its dense parent on random probe sequences.

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
             set_aside(partial, begun_key)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial / ".lock"):
+        if (manifest := read_manifest(out)) and manifest["key"] == stage.key:  # another process has just made it
+            shutil.rmtree(partial)
+            return manifest
         begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}
         write_json(partial / BEGUN, begun)
         meter = Meter()

@@ -1,4 +1,4 @@
-"""The commands that make models: run, upcycle, tune, merge, report."""
+"""The commands that make models: run, upcycle, prove, tune, merge, report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, upcycle, tune, merge, report):
+    for command in (run, upcycle, prove, tune, merge, report):
         app.command()(command)
 
 
@@ -73,9 +73,21 @@ def upcycle(
         work_on(folder, partial, config, seed)
         proof = prove(folder, partial)
         write_json(partial / "proof.json", proof.as_dict())
-        print(f"proof: logits differ by {proof.max_difference:.1e} at most, tolerance {proof.tolerance:.1e}")
+        print(proof)
 
     options.finish(out, "upcycle", config.model_dump(), {"base": folder_digest(folder)}, work, seed)
+
+
+def prove(
+    base: Annotated[str, typer.Argument(help="The dense model that a mixture was made of.")],
+    moe: Annotated[Path, typer.Argument(help="The mixture, not yet tuned.")],
+) -> None:
+    """Prove that a mixture computes what its dense parent computes."""
+    options.need_training()
+    from xft.base import resolve_base
+    from xft.prove import prove as work_on
+
+    print(work_on(resolve_base(base), moe))
 
 
 def tune(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xft.cli import options
+from xft.errors import DataError
 
 if TYPE_CHECKING:
     from xft.eval.benchmark import Benchmark
@@ -117,16 +118,25 @@ def score(
     allow_unsafe: Unsafe = False,
 ) -> None:
     """Score samples made elsewhere, in the sandbox; the same command goes on where it was stopped."""
+    from xft.eval.samples import count_answers
     from xft.eval.score import score as work_on
     from xft.progress import track
+    from xft.stage import file_digest, locked
 
     _use_data(data_dir)
     benchmark = _benchmark(bench)
-    total = len(benchmark.problems())
-    with benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox, track(f"{bench} verdicts", total) as advance:
+    benchmark.problems()  # an error now, where the data can't be had
+    if not samples.is_file():
+        raise DataError(f"{samples}: no such file; give the JSONL file of samples")
+    with (
+        locked(out / bench / ".lock"),
+        benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox,
+        track(f"{bench} verdicts", count_answers(samples)) as advance,
+    ):
         work_on(
-            benchmark, samples, out / bench, sandbox=sandbox, workers=workers or len(os.sched_getaffinity(0)),
-            progress=lambda *_: advance(1),
+            benchmark, samples, out / bench, sandbox=sandbox, tools=benchmark.tools(sandbox),
+            workers=workers or len(os.sched_getaffinity(0)), progress=advance,
+            meta={"samples_file": str(samples), "samples_digest": file_digest(samples)},
         )  # fmt: skip
     _show(out / bench)
 
@@ -191,6 +201,18 @@ def _show(folder: Path) -> None:
         f"{scores['benchmark']}: pass@1 {scores['pass_at_1']:.1%} of {scores['problems']}, "
         f"95% interval {low:.1%} to {high:.1%}{parts} (sandbox {scores['sandbox']})"
     )
-    for key in ("rejected", "missing", "not_run", "infrastructure"):
-        if scores.get(key):
-            print(f"  {key.replace('_', ' ')}: {scores[key]}", file=sys.stderr)
+    said = {
+        "rejected lines": sum(scores["rejected"].values()),
+        "problems without an answer": scores["missing"]["problems"],
+        "answers left out": sum(each["answers"] for each in scores["not_run"].values()),
+        "faults of the sandbox": scores["infrastructure"],
+    }
+    details = {
+        "rejected lines": ", ".join(f"{reason} {count}" for reason, count in scores["rejected"].items()),
+        "problems without an answer": ", ".join(scores["missing"]["first"]),
+        "answers left out": "; ".join(f"{name}: {each['reason']}" for name, each in scores["not_run"].items()),
+        "faults of the sandbox": "see verdicts.jsonl; the same command tries them again",
+    }
+    for what, count in said.items():
+        if count:
+            print(f"  {what}: {count} ({details[what]})", file=sys.stderr)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xft.errors import DataError, FetchError, RecipeError
-from xft.eval.benchmark import Benchmark, Problem
+from xft.eval.benchmark import Benchmark, Problem, Request, Tool
 from xft.eval.benchmarks import BENCHMARKS
-from xft.memory import keep_heap_warm
+from xft.eval.generate import Backend, Sampling, generate, open_backend
+from xft.eval.score import score
 from xft.progress import track
 from xft.recipe import BenchmarkConfig, EvalConfig
 from xft.stage import Meter, write_json
@@ -37,6 +40,16 @@ class EvalJob:
     allow_unsafe: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A benchmark that can run here."""
+
+    benchmark: Benchmark
+    problems: Sequence[Problem]
+    every: int
+    tools: Sequence[Tool]
+
+
 def evaluate(job: EvalJob, meter: Meter) -> None:
     """Write BENCH/{samples,verdicts}.jsonl, BENCH/scores.json and heldout/ into the job's folder.
 
@@ -46,20 +59,25 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
         DataError, FetchError: a benchmark's data can't be had, or none of its toolchains works.
         SandboxError: nothing here can confine a candidate.
     """
-    runnable = [(benchmark, problems) for entry in job.config.benchmarks for benchmark, problems in _ready(entry, job)]
-    style, settings = _generate(job, runnable, meter)
-    for benchmark, problems in runnable:
-        _score(job, benchmark, len(problems), {"prompt": style, **settings})
+    runs = [run for entry in job.config.benchmarks for run in _runnable(entry, job)]
+    config = job.config
+    sampling = Sampling(
+        n=config.n, temperature=config.temperature, top_p=config.top_p, seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
+    settings = _answer(job, runs, sampling, meter)
+    for run in runs:
+        _score(job, run, settings)
 
 
-def _ready(entry: BenchmarkConfig, job: EvalJob) -> list[tuple[Benchmark, Sequence[Problem]]]:
+def _runnable(entry: BenchmarkConfig, job: EvalJob) -> list[_Run]:
     """Return a benchmark with the problems to answer; nothing when it is optional and can't run."""
     benchmark = BENCHMARKS[entry.name]
     try:
         problems = benchmark.problems()[:: entry.every]
         with benchmark.sandbox(allow_unsafe=job.allow_unsafe) as sandbox:
             tools = benchmark.tools(sandbox)
-        if tools and all(tool.fault for tool in tools):
+        if all(tool.fault for tool in tools):
             raise DataError(f"{benchmark.name} can't be scored here: {'; '.join(tool.fault for tool in tools)}")
     except (DataError, FetchError) as error:
         if not entry.optional:
@@ -67,4 +85,69 @@ def _ready(entry: BenchmarkConfig, job: EvalJob) -> list[tuple[Benchmark, Sequen
         (job.out / entry.name).mkdir(parents=True, exist_ok=True)
         write_json(job.out / entry.name / NOT_RUN, {"reason": str(error)})
         return []
-    return [(benchmark, problems)]
+    return [_Run(benchmark=benchmark, problems=problems, every=entry.every, tools=tools)]
+
+
+def _answer(job: EvalJob, runs: Sequence[_Run], sampling: Sampling, meter: Meter) -> dict[str, Any]:
+    """Let the model answer; return what the scores must say of how it did."""
+    backend = open_backend(job.backend, job.model, style=job.style, url=job.url, batch=job.config.batch)
+    try:
+        settings = backend.settings()
+        meter.device, meter.dtype = settings.get("device"), settings.get("dtype")
+        if job.heldout and backend.style != "completion":
+            _heldout(job, job.heldout, backend)
+        asked: dict[tuple[tuple[str, Request], ...], Path] = {}
+        for run in runs:
+            folder = job.out / run.benchmark.name
+            folder.mkdir(parents=True, exist_ok=True)
+            requests = tuple((each.task_id, run.benchmark.request(each, backend.style)) for each in run.problems)
+            if (twin := asked.setdefault(requests, folder)) is not folder:  # HumanEval+ asks what HumanEval asks
+                shutil.copyfile(twin / "samples.jsonl", folder / "samples.jsonl")
+                continue
+            generate(
+                backend, run.benchmark, run.problems, folder, sampling=sampling,
+                label=f"{job.label}: {run.benchmark.name} answers",
+            )  # fmt: skip
+        return {
+            "prompt": backend.style,
+            "decoding": "greedy" if sampling.temperature == 0 else "sampled",
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "max_new_tokens": sampling.max_new_tokens,
+            "model": job.model,
+            "model_digest": job.model_digest,
+            **settings,
+        }
+    finally:
+        backend.close()
+
+
+def _heldout(job: EvalJob, pairs: Path, backend: Backend) -> None:
+    """Measure the loss on held-out responses, which needs the model itself."""
+    if job.backend != "transformers":
+        raise RecipeError(f"heldout: the back end {job.backend} gives no losses; leave it out, or use transformers")
+    from xft.eval.generate.local import LocalBackend
+    from xft.eval.heldout import heldout_losses
+
+    assert isinstance(backend, LocalBackend)
+    folder = job.out / "heldout"
+    folder.mkdir(parents=True, exist_ok=True)
+    heldout_losses(
+        backend.model, backend.tokenizer, pairs, folder, style=backend.style, label=f"{job.label}: held-out loss"
+    )
+
+
+def _score(job: EvalJob, run: _Run, settings: dict[str, Any]) -> None:
+    """Judge a benchmark's answers."""
+    folder = job.out / run.benchmark.name
+    stops = {stop for problem in run.problems for stop in run.benchmark.request(problem, settings["prompt"]).stop}
+    answers = len(run.problems) * job.config.n
+    with (
+        run.benchmark.sandbox(allow_unsafe=job.allow_unsafe) as sandbox,
+        track(f"{job.label}: {run.benchmark.name} verdicts", answers) as advance,
+    ):
+        score(
+            run.benchmark, folder / "samples.jsonl", folder, sandbox=sandbox, tools=run.tools, every=run.every,
+            workers=len(os.sched_getaffinity(0)), meta={**settings, "stop": sorted(stops)}, progress=advance,
+        )  # fmt: skip
