@@ -1,0 +1,214 @@
+"""Follow a candidate from the parent: keep its clock, judge what it says, end it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from xft.eval.sandbox.frames import LARGE
+from xft.eval.sandbox.outcome import Call, Outcome, Returned, Status, Step
+from xft.eval.sandbox.server import Ended, Run, TooLong
+from xft.eval.sandbox.values import decode
+
+STRAINED = 0.8
+CODE_S = 10.0
+"""Limit for executing the code itself, before the first call."""
+TRANSFER_S = 30.0
+"""Limit for taking in large arguments, before a call's own clock starts."""
+AHEAD, AHEAD_BYTES = 32, 1 << 20
+"""So many calls, or bytes of arguments, are sent ahead of the answers."""
+MAX_ERROR = 300
+MAX_REPORT = 4096
+MAX_ENDING = 1 << 17
+OUT_OF_TURN = "wrote to the channel of the verdict"
+REPORTS: dict[bytes, Status] = {b"f": "failed", b"m": "memory", b"x": "exited"}
+
+Judge = Callable[[int, Returned], str | None]
+
+
+def clean(text: str) -> str:
+    """Keep one line of printable text, cut to MAX_ERROR characters."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 10 * MAX_ERROR])
+    return " ".join(printable.split())[:MAX_ERROR]
+
+
+class _Clock:
+    """The time that one thing may take."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.start(seconds, what)
+
+    def start(self, seconds: float, what: str) -> None:
+        """Start anew."""
+        self.seconds = seconds
+        self.what = what
+        self.began = time.monotonic()
+
+    @property
+    def deadline(self) -> float:
+        """When it is over, in monotonic time."""
+        return self.began + self.seconds
+
+    @property
+    def strained(self) -> bool:
+        """Whether the limit is nearly or wholly used up."""
+        return time.monotonic() - self.began >= STRAINED * self.seconds
+
+
+class _Follower:
+    """What following has in common: a run, a clock, the index of the call or step."""
+
+    def __init__(self, run: Run, seconds: float, what: str) -> None:
+        self.run = run
+        self.clock = _Clock(seconds, what)
+        self.at = -1
+
+    def outcome(self, status: Status, error: str = "") -> Outcome:
+        """Say how it ended."""
+        strained = status != "passed" and self.clock.strained
+        at = -1 if status == "passed" else self.at
+        return Outcome(
+            status=status, seconds=round(self.run.seconds(), 4), error=clean(error), at=at, strained=strained
+        )
+
+    def next(self, cap: int) -> tuple[bytes, bytes] | Outcome:
+        """Return the next message, or the outcome where the candidate has ended or is out of time."""
+        try:
+            message = self.run.next(self.clock.deadline, cap)
+        except Ended as end:
+            return self.outcome(end.status, end.error)
+        except TooLong:
+            return self.outcome("exited", OUT_OF_TURN)
+        if message is None:
+            return self.outcome("timeout", f"no end of {self.clock.what} within {self.clock.seconds:g} s")
+        return message
+
+
+def follow_program(run: Run, program: str, *, seconds: float) -> Outcome:
+    """Follow a program to its end."""
+    follower = _Follower(run, seconds, "the program")
+    token = secrets.token_bytes(16)
+    run.send(b"P", token + program.encode("utf-8", "surrogatepass"))
+    message = follower.next(MAX_REPORT)
+    if isinstance(message, Outcome):
+        return message
+    kind, text = message
+    if kind == b"p" and secrets.compare_digest(text, token):
+        return follower.outcome("passed")
+    if kind in REPORTS:
+        return follower.outcome(REPORTS[kind], text.decode("utf-8", "replace"))
+    return follower.outcome("exited", OUT_OF_TURN)
+
+
+def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], judge: Judge) -> Outcome:
+    """Send one call after the other, judge the answers as they come, stop at the first wrong one."""
+    follower = _Follower(run, CODE_S, "the code itself")
+    run.send(b"C", entry_point.encode() + b"\n" + code.encode("utf-8", "surrogatepass"))
+    coming, sent = iter(calls), deque[Call]()
+    message: tuple[bytes, bytes] | Outcome | None
+    message = follower.next(MAX_REPORT)
+    if isinstance(message, Outcome):
+        return message
+    if message[0] in REPORTS:
+        return follower.outcome(REPORTS[message[0]], message[1].decode("utf-8", "replace"))
+    if message[0] != b"c":
+        return follower.outcome("exited", OUT_OF_TURN)
+    while True:
+        while len(sent) < AHEAD and len(run.outgoing) < AHEAD_BYTES and (call := next(coming, None)):
+            run.send(b"A", call.encoded)
+            sent.append(call)
+        if not sent:
+            return follower.outcome("passed")
+        call = sent.popleft()
+        follower.at += 1
+        if len(call.encoded) >= LARGE:
+            follower.clock.start(TRANSFER_S, "taking in the arguments")
+            message = follower.next(MAX_REPORT)
+            if isinstance(message, Outcome):
+                return message
+            if message[0] != b"b":
+                return follower.outcome("exited", OUT_OF_TURN)
+        follower.clock.start(call.seconds, f"call {follower.at}")
+        try:
+            message = run.next(follower.clock.deadline, call.reply_bytes + 4)
+        except TooLong:
+            return follower.outcome("wrong", "too long an answer")
+        except Ended as end:
+            return follower.outcome(end.status, end.error)
+        if message is None:
+            return follower.outcome("timeout", f"no answer within {call.seconds:g} s")
+        fault = _judged(follower, message, judge)
+        if fault:
+            return fault
+
+
+def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> Outcome | None:
+    """Judge one answer; None: it is right."""
+    kind, payload = message
+    if kind in REPORTS:
+        return follower.outcome(REPORTS[kind], payload.decode("utf-8", "replace"))
+    length = int.from_bytes(payload[:4], "little")
+    if kind != b"v" or len(payload) < 4 + length:
+        return follower.outcome("exited", OUT_OF_TURN)
+    strained = follower.clock.strained
+    try:
+        arguments = decode(payload[4 + length :]) if len(payload) > 4 + length else None
+        if not isinstance(arguments, tuple | None):
+            raise ValueError
+        returned = Returned(value=decode(payload[4 : 4 + length]), arguments=arguments)
+    except (ValueError, RecursionError):
+        return follower.outcome("wrong", "an answer that can't be read")
+    if (error := judge(follower.at, returned)) is None:
+        return None
+    outcome = follower.outcome("wrong", error)
+    return Outcome(status="wrong", seconds=outcome.seconds, error=outcome.error, at=outcome.at, strained=strained)
+
+
+def follow_commands(run: Run, files: Mapping[str, str], steps: Sequence[Step], *, proof: str) -> Outcome:
+    """Write the files, then run one command after the other."""
+    follower = _Follower(run, TRANSFER_S, "writing the files")
+    run.send(b"F", json.dumps(dict(files)).encode())
+    output = ""
+    for step in steps:
+        follower.at += 1
+        run.send(b"S", json.dumps(list(step.argv)).encode())
+        started = follower.next(MAX_REPORT)
+        if isinstance(started, Outcome):
+            return started
+        if started[1]:
+            return follower.outcome("failed", started[1].decode("utf-8", "replace"))
+        follower.clock.start(step.seconds, step.argv[0].rsplit("/", 1)[-1])
+        ended = follower.next(MAX_ENDING)
+        if isinstance(ended, Outcome):
+            return ended
+        head, errors, output = (part.decode("utf-8", "replace") for part in _parts(ended[1]))
+        status = json.loads(head)["status"]
+        if status:
+            return follower.outcome("failed", _failure(status, errors, compiling=step.compile))
+        follower.clock.start(TRANSFER_S, "starting a command")
+    if output.rstrip("\n").rsplit("\n", 1)[-1] == proof:
+        return follower.outcome("passed")
+    return follower.outcome("exited", "ended with code 0 before the end of the tests")
+
+
+def _parts(payload: bytes) -> list[bytes]:
+    """Split what a step reports."""
+    parts = []
+    while payload:
+        length = int.from_bytes(payload[:4], "little")
+        parts.append(payload[4 : 4 + length])
+        payload = payload[4 + length :]
+    return parts
+
+
+def _failure(status: int, errors: str, *, compiling: bool) -> str:
+    """Say what is known of a command that failed."""
+    from xft.eval.sandbox.server import how_it_ended
+
+    lines = [line for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if "error" in line.lower()] or lines
+    said = (named[:1] if compiling else lines[-1:]) or [how_it_ended(status)[1]]
+    return said[0]
