@@ -128,3 +128,17 @@ def _transformers(model: str, *, style: str, url: str | None, batch: int, precis
     except ImportError:
         raise MissingExtraError("--backend transformers needs the training extra: pip install 'xft[train]'") from None
     return LocalBackend(model, style=style, url=url, batch=batch, precision=precision)
+
+
+@BACKENDS.register("openai")
+def _openai(model: str, *, style: str, url: str | None, batch: int, precision: str) -> Backend:
+    from xft.eval.generate.server import ServerBackend
+
+    return ServerBackend(model, style=style, url=url, batch=batch, precision=precision)
+
+
+@BACKENDS.register("vllm")
+def _vllm(model: str, *, style: str, url: str | None, batch: int, precision: str) -> Backend:
+    from xft.eval.generate.vllm_engine import VllmBackend
+
+    return VllmBackend(model, style=style, url=url, batch=batch, precision=precision)

@@ -16,8 +16,9 @@ from xft.errors import RecipeError
 from xft.eval.benchmark import Request
 from xft.eval.generate.backend import Answer, Ask, Sampling, Unit, ask_seed
 from xft.eval.generate.decode import Row, complete_rows
+from xft.eval.generate.tokens import end_tokens, prompt_tokens
 from xft.memory import keep_heap_warm, release_memory
-from xft.prompts import PROMPTS, resolve_prompt
+from xft.prompts import resolve_prompt
 from xft.tune.tune import quiet
 
 
@@ -34,8 +35,8 @@ class LocalBackend:
         self.style = style if style == "completion" else resolve_prompt(style, self.tokenizer)
         self.batch = batch
         dtype = compute_dtype(precision)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        self.model.to(device()).eval()
+        net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        self.model: Any = net.to(device()).eval()
         self._settings = {
             "backend": "transformers",
             "device": describe_device(),
@@ -45,7 +46,9 @@ class LocalBackend:
             "attention": self.model.config._attn_implementation,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        self._ends = end_tokens(self.model, self.tokenizer, self.style)
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+        self._ends = ends | end_tokens(self.tokenizer, self.style)
         self._prompts: dict[Request, tuple[int, ...]] = {}
 
     def settings(self) -> dict[str, Any]:
@@ -75,22 +78,3 @@ class LocalBackend:
         if request not in self._prompts:
             self._prompts[request] = tuple(prompt_tokens(request, self.tokenizer, self.style))
         return self._prompts[request]
-
-
-def prompt_tokens(request: Request, tokenizer: Any, style: str) -> list[int]:
-    """Return the prompt's tokens, cut where training cuts them: between the prompt style's text and the answer."""
-    before = "" if request.instruction is None else PROMPTS[style].before(tokenizer, request.instruction)
-    if request.instruction is None and tokenizer.bos_token and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
-        before = tokenizer.bos_token
-    pieces = [tokenizer.encode(text, add_special_tokens=False) for text in (before, request.prefix) if text]
-    return [token for piece in pieces for token in piece]
-
-
-def end_tokens(model: Any, tokenizer: Any, style: str) -> set[int]:
-    """Return the tokens that end an answer: the model's, the tokenizer's, and the one the prompt style trains."""
-    ends = model.generation_config.eos_token_id
-    found = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    if style != "completion":
-        after = tokenizer.encode(PROMPTS[style].after(tokenizer), add_special_tokens=False)
-        found |= set(after) if len(after) == 1 else set()
-    return found - {None}
