@@ -125,6 +125,10 @@ def write_solved(
         "limits": {"timeout_s": 10.0, "memory_mb": 2048},
         "python": "3.12.4",
         "wall_seconds": 12.5,
+        "stop": ["\n```", "<|im_end|>"],
+        "in_process": 3,
+        "not_run": {"swift": {"answers": 2, "reason": "no swiftc"}},
+        "model_digest": f"{row:x<12}".encode().hex(),
     }
     if benchmark.endswith("+"):
         scores["parts"] = {"base": {"pass_at_1": 1.0}, "plus": {"pass_at_1": scores["pass_at_1"]}}

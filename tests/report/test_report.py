@@ -127,6 +127,8 @@ def test_the_page_tells_what_was_run(run: Path) -> None:
         "transformers5.23.0",
         "sandboxnamespaces",
         "timeout s10.0",
+        'stop"\\n```" "<|im_end|>"',
+        "3 judged in the candidate's process, 2 not run (swift: no swiftc), scored in 12.5 s, model 736674787878",
         "experts: 8",
     ):
         assert said in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -20,7 +21,7 @@ CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}
 
 RESULTS = (
     *("pass_at_1", "pass_at_k", "interval", "parts", "statuses", "truncated", "no_code", "wall_seconds", "model"),
-    *("rejected", "infrastructure", "missing", "not_run"),
+    *("rejected", "infrastructure", "missing", "not_run", "in_process", "model_digest"),
 )
 """What scores.json holds beside the conditions of scoring."""
 
@@ -161,6 +162,15 @@ def _outcome(result: Result) -> str:
     said = [f"{count} {status}" for status, count in counts]
     if result.truncated:
         said.append(f"{result.truncated} cut at the token limit")
+    scores = result.settings
+    if scores.get("in_process"):
+        said.append(f"{scores['in_process']} judged in the candidate's process")
+    for tool, left_out in (scores.get("not_run") or {}).items():
+        said.append(f"{left_out['answers']} not run ({tool}: {left_out['reason']})")
+    if "wall_seconds" in scores:
+        said.append(f"scored in {table.duration(float(scores['wall_seconds']))}")
+    if "model_digest" in scores:
+        said.append(f"model {_brief(str(scores['model_digest']))}")
     return ", ".join(said)
 
 
@@ -172,6 +182,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
             continue
         if isinstance(value, Mapping):
             flat.update(_flat(value))
+        elif isinstance(value, list) and value:
+            flat[key] = "  ".join(json.dumps(each) for each in value)
         elif isinstance(value, str | int | float) and value != "":
             flat[key] = str(value)
     return flat
