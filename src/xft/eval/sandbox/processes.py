@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import time
 from typing import NamedTuple
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 END_S = 10.0
+PATIENCE_S = 0.02
+MANY_FILES = 20_000
 
 
 class Process(NamedTuple):
@@ -28,10 +31,10 @@ def descendants(pid: int) -> list[Process]:
     children: dict[int, list[Process]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            stat = read(f"/proc/{entry}/stat")
-            if not stat:  # gone meanwhile
+            line = read(f"/proc/{entry}/stat")
+            if not line:  # gone meanwhile
                 continue
-            state, parent, group, *rest = stat[stat.rindex(b")") + 2 :].split()
+            state, parent, group, *rest = line[line.rindex(b")") + 2 :].split()
             alive = state not in (b"Z", b"X")
             process = Process(int(entry), int(group), alive, int(rest[14]), int(rest[18]) * PAGE)
             children.setdefault(int(parent), []).append(process)
@@ -60,28 +63,54 @@ def read(path: str) -> bytes:
         return b""
 
 
+def disk_use(folder: str, below: list[Process]) -> int:
+    """Return the bytes of files below a folder, and of those that processes hold open without a name."""
+    used, queue, seen = 0, [folder], 0
+    for current in queue:
+        try:
+            entries = list(os.scandir(current))
+        except OSError:
+            continue
+        seen += len(entries)
+        if seen > MANY_FILES:
+            return MANY_FILES << 40
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                used += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    queue.append(entry.path)
+    for process in below:
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
+                with contextlib.suppress(OSError):
+                    status = os.stat(f"/proc/{process.pid}/fd/{descriptor}")
+                    if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                        used += status.st_blocks * 512
+    return used
+
+
 def kill_below() -> int:
     """Kill and reap all descendants of this process, which must be a subreaper; return how many could not be killed.
 
-    Whole groups first: that is one step for the kernel, and no fork slips through.
+    Whole groups first: that is one step for the kernel, and no fork slips through. SIGCHLD must be blocked.
     """
-    deadline = time.monotonic() + END_S
-    pause = 0.0005
+    began = time.monotonic()
     while True:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return 0
-        below = descendants(os.getpid())
-        for group in {each.group for each in below} - {os.getpgrp()}:
-            kill(group, whole_group=True)
-        for each in below:
-            kill(each.pid)
-        if time.monotonic() > deadline:
-            return len(below)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
+        waited = time.monotonic() - began
+        if waited > PATIENCE_S:  # what was killed has not taken the rest with it
+            below = descendants(os.getpid())
+            for group in {each.group for each in below} - {os.getpgrp()}:
+                kill(group, whole_group=True)
+            for each in below:
+                kill(each.pid)
+            if waited > END_S:
+                return len(below)
+        signal.sigtimedwait({signal.SIGCHLD}, PATIENCE_S)
 
 
 def kill(target: int, *, whole_group: bool = False) -> None:

@@ -38,7 +38,6 @@ import functools
 import importlib.metadata
 import math
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from xft.errors import MissingExtraError, SandboxError
 from xft.eval.sandbox.follow import Judge, follow_calls, follow_commands, follow_program
 from xft.eval.sandbox.outcome import Call, Level, Outcome, Step
 from xft.eval.sandbox.server import Fault, Run, Server
+from xft.eval.sandbox.sight import home_of
 
 DISK_MB = 64
 COMMANDS_DISK_MB = 512
@@ -94,14 +94,10 @@ class Sandbox:
                 f"no sandbox works here ({self.reason}); allow user namespaces or Landlock, or accept with "
                 "allow_unsafe that generated programs run with all your rights"
             )
-        self._closing = contextlib.ExitStack()
-        folders, targets = _links(libraries, self._closing) if libraries else ([], [])
-        keep = [sys.prefix, sys.base_prefix, sys.executable, *sys.path[:0], *folders, *targets]
-        if python:
-            keep += [str(python.parent.parent), os.path.realpath(python)]
         self._start = functools.partial(
-            Server, self.level, python=python, path=folders, keep=keep, preload=list(preload)
+            Server, self.level, python=python, libraries=_files_of(libraries), preload=list(preload)
         )
+        self._tools: set[str] = set()
         self._lock = threading.Lock()
         self._idle: list[Server] = []
 
@@ -117,7 +113,6 @@ class Sandbox:
             idle, self._idle = self._idle, []
         for server in idle:
             server.close()
-        self._closing.close()
 
     def run(self, program: str, *, seconds: float, memory_mb: int) -> Outcome:
         """Run a Python program, its tests inside, to its end or its limits.
@@ -144,7 +139,7 @@ class Sandbox:
         return self._twice(lambda run: follow_calls(run, code, entry_point, listed, judge), memory_mb)
 
     def execute(self, files: Mapping[str, str], steps: Sequence[Step], *, proof: str, memory_mb: int) -> Outcome:
-        """Write files into the working folder and run commands there; the last one must end well and print `proof` last.
+        """Write files into the working folder and run commands there; the last must end well and print `proof` last.
 
         Raises:
             SandboxError: the sandbox itself failed, twice.
@@ -154,6 +149,9 @@ class Sandbox:
         for name in files:
             if os.path.isabs(name) or ".." in name.split("/") or not name or "\0" in name:
                 raise ValueError(f"not a file's name within a folder: {name!r}")
+        for step in steps:
+            if os.path.isabs(step.argv[0]):
+                self._tools.update(home_of(step.argv[0]))
         return self._twice(lambda run: follow_commands(run, files, steps, proof=proof), memory_mb, commands=True)
 
     def _twice(self, follow: Callable[[Run], Outcome], memory_mb: int, *, commands: bool = False) -> Outcome:
@@ -173,9 +171,13 @@ class Sandbox:
     @contextlib.contextmanager
     def _server(self) -> Iterator[Server]:
         """Lend a server that nobody else uses; one that failed is not used again."""
+        tools = frozenset(self._tools)
         with self._lock:
             server = self._idle.pop() if self._idle else None
-        server = server or self._start()
+        if server and not server.tools >= tools:  # its candidates can't see them
+            server.close()
+            server = None
+        server = server or self._start(tools=tools)
         try:
             yield server
         except (Fault, OSError):
@@ -198,20 +200,17 @@ def _positive(**limits: float) -> None:
             raise ValueError(f"{name} must be a positive number, got {limit!r}")
 
 
-def _links(libraries: Sequence[str], closing: contextlib.ExitStack) -> tuple[list[str], list[str]]:
-    """Make a folder with links to the files of distributions and nothing else; return it, and where they lead."""
-    folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="xft-libraries-"))
-    targets = []
+def _files_of(libraries: Sequence[str]) -> dict[str, str]:
+    """Return the files and folders that distributions put beside each other, by name."""
+    found = {}
     for name in libraries:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             raise MissingExtraError(f"candidates need the package {name}: pip install {name}") from None
-        for top in sorted({file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}):
-            target = os.path.realpath(str(distribution.locate_file(top)))
-            os.symlink(target, os.path.join(folder, top))
-            targets.append(target)
-    return [folder], targets
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            found[top] = os.path.realpath(str(distribution.locate_file(top)))
+    return found
 
 
 @functools.cache
@@ -244,7 +243,7 @@ def _disproof(level: Level) -> str:
     with tempfile.TemporaryDirectory(prefix="xft-") as folder:
         probe = PROBE.format(target=str(Path(folder, "written")), pid=os.getpid())
         try:
-            server = Server(level, python=None, path=(), keep=(sys.prefix, sys.base_prefix), preload=())
+            server = Server(level, python=None, libraries={}, tools=(), preload=())
             try:
                 with Run(server, commands=False, memory_mb=1024, disk_mb=DISK_MB) as run:
                     outcome = follow_program(run, probe, seconds=PROBE_S)

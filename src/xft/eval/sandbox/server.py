@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,21 @@ class Server:
         level: Level,
         *,
         python: Path | None,
-        path: Sequence[str],
-        keep: Sequence[str],
+        libraries: Mapping[str, str],
+        tools: Collection[str],
         preload: Sequence[str],
     ) -> None:
+        self.tools = frozenset(tools)
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.base = tempfile.mkdtemp(prefix="xft-")
-        settings = {"path": list(path), "preload": list(preload), "job": {"level": level, "keep": list(keep)}}
+        settings = {
+            "level": level,
+            "libraries": dict(libraries),
+            "tools": sorted(tools),
+            "preload": list(preload),
+        }
         flags = ["-s", "-B"] if python else ["-s", "-B", "-S"]
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             arguments = [str(HERE), str(theirs.fileno()), self.base, json.dumps(settings)]
             try:
