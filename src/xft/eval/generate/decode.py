@@ -39,9 +39,7 @@ class Row:
 def complete_rows(model: Any, tokenizer: Any, rows: Sequence[Row], sampling: Sampling, ends: set[int]) -> list[Answer]:
     """Return each row's answer. Equal prompts are read once; `ends` are the tokens that end an answer."""
     room = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    writers = [
-        _Writer(tokenizer, row, ends, min(sampling.max_new_tokens, room - len(row.prompt)), sampling) for row in rows
-    ]
+    writers = [_Writer(tokenizer, row, ends, min(sampling.max_new_tokens, room - len(row.prompt))) for row in rows]
     going = [writer for writer in writers if writer.left > 0]
     if not going:
         return [writer.answer() for writer in writers]
@@ -127,7 +125,7 @@ def _at_draw(weights_BK: Tensor, draws_B: Tensor) -> Tensor:
 class _Writer:
     """One row: what it has said, and whether it has ended."""
 
-    def __init__(self, tokenizer: Any, row: Row, ends: set[int], left: int, sampling: Sampling) -> None:
+    def __init__(self, tokenizer: Any, row: Row, ends: set[int], left: int) -> None:
         self.tokenizer, self.row, self.left = tokenizer, row, left
         self.random = random.Random(row.seed)
         self.tokens: list[int] = []

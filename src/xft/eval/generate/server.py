@@ -54,15 +54,15 @@ class ServerBackend:
         self._endpoint = "chat/completions" if self.style == "chat" else "completions"
         # No redirects: they would take the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._stopping = threading.Event()
         self._served = self._models()
 
     def settings(self) -> dict[str, Any]:
-        """Return address, endpoint, the model asked for and those that the server has; it keeps the rest to itself."""
+        """Return address, endpoint, the model asked for and those that the server has; the rest it doesn't tell."""
         return {
             "backend": "openai",
             "url": self.url,
             "endpoint": self._endpoint,
+            "sent": "instruction" if self.style == "chat" else "instruction, prefix and stop strings",
             "model": self.model,
             "served": self._served,
             "requests_at_once": self.batch,
@@ -77,18 +77,18 @@ class ServerBackend:
         waiting = iter(units)
         taking = threading.Lock()
         results: queue.Queue[tuple[Unit, Answer] | BaseException | None] = queue.Queue()
-        self._stopping.clear()
+        stopping = threading.Event()
 
         def work() -> None:
             try:
-                while not self._stopping.is_set():
+                while not stopping.is_set():
                     with taking:
                         unit = next(waiting, None)
                     if unit is None:
                         break
-                    results.put((unit, self._answer(unit[0], sampling)))
+                    results.put((unit, self._answer(unit[0], sampling, stopping)))
             except BaseException as error:  # goes to the caller's thread
-                self._stopping.set()
+                stopping.set()
                 results.put(error)
             results.put(None)
 
@@ -108,15 +108,14 @@ class ServerBackend:
                 else:
                     yield result[0], [result[1]]
         finally:
-            self._stopping.set()
+            stopping.set()
         if failures:
             raise next((error for error in failures if not isinstance(error, _StoppedError)), failures[0])
 
     def close(self) -> None:
-        """Let pauses end; connections don't outlive their request."""
-        self._stopping.set()
+        """Do nothing: connections don't outlive their request."""
 
-    def _answer(self, ask: Ask, sampling: Sampling) -> Answer:
+    def _answer(self, ask: Ask, sampling: Sampling, stopping: threading.Event) -> Answer:
         stop = () if self.style == "chat" else ask.request.stop
         body: dict[str, Any] = {
             "model": self.model,
@@ -130,7 +129,7 @@ class ServerBackend:
             body["seed"] = ask_seed(sampling.seed, ask)
         if sent := sendable_stops(stop):
             body["stop"] = sent
-        text, reason = self._ask(f"{ask.task_id}, sample {ask.sample}", body)
+        text, reason = self._ask(f"{ask.task_id}, sample {ask.sample}", body, stopping)
         cut = first_stop(text, stop)
         return Answer(text=text[:cut], finish="length" if reason == "length" and cut is None else "stop")
 
@@ -145,7 +144,7 @@ class ServerBackend:
             return {"messages": [{"role": "user", "content": content}]}
         return {"prompt": content}
 
-    def _ask(self, what: str, body: dict[str, Any]) -> tuple[str, str]:
+    def _ask(self, what: str, body: dict[str, Any], stopping: threading.Event) -> tuple[str, str]:
         """Return text and finish reason, trying again while that can help.
 
         Raises:
@@ -165,7 +164,7 @@ class ServerBackend:
                         f"{self.url}: {what}: {fault}, and asks to wait {pause:.0f} s; run the same command later, "
                         "the answers so far are kept"
                     ) from None
-            if self._stopping.wait(pause if attempt < ATTEMPTS - 1 else 0):
+            if stopping.wait(pause if attempt < ATTEMPTS - 1 else 0):
                 raise _StoppedError(f"{self.url}: {what}: {fault}")
         raise FetchError(
             f"{self.url}: {what}: no answer in {ATTEMPTS} tries, the last: {fault}; start the server again and run the "
@@ -219,7 +218,7 @@ class ServerBackend:
         except _TryAgainError as error:
             raise FetchError(
                 f"{self.url}: no server answers: {error}; start one (llama-server -m MODEL.gguf, vllm serve MODEL), "
-                "or correct the address"
+                "wait until it has loaded its model, or correct the address"
             ) from None
         except FetchError as error:
             if "HTTP 404" in str(error) or "HTTP 405" in str(error):  # a server without a list of models
