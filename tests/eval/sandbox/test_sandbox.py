@@ -5,42 +5,45 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from xft.errors import SandboxError
-from xft.eval import sandbox as module
-from xft.eval.sandbox import Sandbox, detect_level
+from xft.errors import MissingExtraError, SandboxError
+from xft.eval.sandbox import Sandbox, detect_level, follow, sandbox, server
 
-LEVELS = ("namespaces", "seccomp", "unsafe")
+LEVELS = ("namespaces", "landlock", "unsafe")
 CONFINED = LEVELS[:2]
 
 
-def open_sandbox(level: str) -> Sandbox:
+def open_sandbox(level: str, **options: object) -> Sandbox:
     try:
-        return Sandbox(level, allow_unsafe=True)
+        return Sandbox(level, allow_unsafe=True, **options)
     except SandboxError as error:
         pytest.skip(f"not run: {error}")
 
 
-@pytest.fixture(params=LEVELS)
-def box(request) -> Sandbox:
-    return open_sandbox(request.param)
+@pytest.fixture(params=LEVELS, scope="module")
+def box(request) -> Iterator[Sandbox]:
+    with open_sandbox(request.param) as opened:
+        yield opened
 
 
-@pytest.fixture(params=CONFINED)
-def confined(request) -> Sandbox:
-    return open_sandbox(request.param)
+@pytest.fixture(params=CONFINED, scope="module")
+def confined(request) -> Iterator[Sandbox]:
+    with open_sandbox(request.param) as opened:
+        yield opened
 
 
-@pytest.fixture
-def walled() -> Sandbox:
-    return open_sandbox("namespaces")
+@pytest.fixture(scope="module")
+def walled() -> Iterator[Sandbox]:
+    with open_sandbox("namespaces") as opened:
+        yield opened
 
 
-def run(sandbox: Sandbox, program: str, timeout_s: float = 20.0, memory_mb: int = 512):
-    return sandbox.run(textwrap.dedent(program), timeout_s=timeout_s, memory_mb=memory_mb)
+def run(sandbox: Sandbox, program: str, seconds: float = 20.0, memory_mb: int = 512):
+    return sandbox.run(textwrap.dedent(program), seconds=seconds, memory_mb=memory_mb)
 
 
 # --- right programs pass ----------------------------------------------------------------------------------------------
@@ -146,7 +149,7 @@ def test_error_text_is_one_short_printable_line(box):
     outcome = run(box, "raise ValueError('\\x1b[31m\\n' * 50 + 'z' * 10**6)")
     assert outcome.error.isprintable()
     assert outcome.error.startswith("ValueError: [31m [31m")
-    assert len(outcome.error) <= module.MAX_ERROR
+    assert len(outcome.error) <= follow.MAX_ERROR
 
 
 def test_error_names_the_programs_line(box):
@@ -168,7 +171,7 @@ ENDLESS = {
 @pytest.mark.parametrize("program", ENDLESS.values(), ids=ENDLESS)
 def test_an_endless_program_is_a_timeout(confined, program):
     began = time.monotonic()
-    outcome = run(confined, program, timeout_s=0.4)
+    outcome = run(confined, program, seconds=0.4)
     assert outcome.status == "timeout"
     assert outcome.seconds >= 0.4
     assert time.monotonic() - began < 5
@@ -223,7 +226,7 @@ def test_what_a_program_leaves_dies_with_it(walled, ending):
             os._exit(0)
         time.sleep(0.1)
         """
-    run(walled, textwrap.dedent(program) + ending, timeout_s=1)
+    run(walled, textwrap.dedent(program) + ending, seconds=1)
     assert living(mark) == []
 
 
@@ -245,8 +248,11 @@ def test_orphans_are_found_below_the_supervisor_where_nothing_else_holds_them():
 
 
 def test_the_folder_is_removed(box, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    run(box, "import os\ntry:\n    os.mkdir('left')\nexcept OSError:\n    pass")
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path))
+    with open_sandbox(box.level) as fresh:
+        run(fresh, "import os\nfor n in range(20):\n    os.mkdir('n' * 250)\n    os.chdir('n' * 250)")
+        run(fresh, "import os\nassert os.listdir('.') == []\nopen('closed', 'w').close()")
+        assert run(fresh, "import os\nassert os.listdir('.') == []").status == "passed"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -283,15 +289,22 @@ def test_reaching_out_is_refused(confined, attempt, tmp_path):
 def test_disks_and_other_processes_are_out_of_sight(walled):
     program = """
         import os
-        assert set(os.listdir('/dev')) == {'null', 'zero', 'random', 'urandom', 'shm'}, os.listdir('/dev')
+        assert set(os.listdir('/dev')) == {'null', 'zero', 'random', 'urandom', 'shm', 'fd'}, os.listdir('/dev')
         assert len([name for name in os.listdir('/proc') if name.isdigit()]) <= 2
         """
     assert run(walled, program).status == "passed"
 
 
+def test_other_files_are_out_of_sight(confined):
+    """Data with the expected values among them."""
+    for path in (__file__, sandbox.__file__):
+        assert run(confined, f"open({path!r})").error.startswith(("FileNotFoundError", "PermissionError"))
+
+
 def test_the_environment_is_scrubbed(box, monkeypatch):
     monkeypatch.setenv("SECRET", "x")
-    program = "import os\nassert set(os.environ) <= {'PATH', 'LANG', 'HOME', 'TMPDIR', 'PYTHONHASHSEED', 'LC_CTYPE'}"
+    expected = {*server.environment(""), "LC_CTYPE"}
+    program = f"import os\nassert set(os.environ) <= {expected}"
     assert run(box, program).status == "passed"
 
 
@@ -299,42 +312,83 @@ def test_only_the_standard_library_is_there(box):
     assert run(box, "import numpy").error.startswith("ModuleNotFoundError")
 
 
+# --- libraries and interpreters ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_named_library_can_be_imported_and_no_other(level):
+    with open_sandbox(level, libraries=["numpy"]) as box:
+        assert run(box, "import numpy\nassert numpy.arange(3).sum() == 3", memory_mb=1024).status == "passed"
+        assert run(box, "import sys\nassert 'numpy' not in sys.modules").status == "passed"
+        assert run(box, "import pydantic").error.startswith("ModuleNotFoundError")
+
+
+def test_a_library_that_is_not_installed_is_named():
+    with pytest.raises(MissingExtraError, match="pip install no-such-library"):
+        Sandbox(libraries=["no-such-library"], allow_unsafe=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_another_interpreter_brings_its_packages_and_is_warm(level):
+    """The one of the tests, whose site-packages are found through its link."""
+    with open_sandbox(level, python=Path(sys.executable), preload=["numpy"]) as box:
+        program = f"import sys\nassert 'numpy' in sys.modules\nassert sys.prefix == {sys.prefix!r}\nimport pydantic"
+        assert run(box, program, memory_mb=1024).status == "passed"
+
+
+def test_an_interpreter_or_a_module_that_is_not_there_is_a_fault_that_names_it(confined):
+    with pytest.raises(SandboxError, match="no-such-python"):
+        run(Sandbox(confined.level, python=Path("/no-such-python")), "pass")
+    with pytest.raises(SandboxError, match="no_such_module"):
+        run(Sandbox(confined.level, preload=["no_such_module"]), "pass")
+
+
 # --- the sandbox's own faults -----------------------------------------------------------------------------------------
 
 
-def test_a_fault_is_tried_twice_and_never_a_verdict(box, monkeypatch):
+def test_a_fault_is_tried_twice_and_never_a_verdict(monkeypatch):
     calls = []
 
     def broken(*arguments, **options):
         calls.append(arguments)
         raise OSError("no more processes")
 
-    monkeypatch.setattr(module.subprocess, "Popen", broken)
-    with pytest.raises(SandboxError, match="failed twice: no more processes"):
-        run(box, "pass")
+    with open_sandbox("unsafe") as box:
+        monkeypatch.setattr(server.subprocess, "Popen", broken)
+        with pytest.raises(SandboxError, match="failed twice: no more processes"):
+            run(box, "pass")
     assert len(calls) == 2
 
 
-def test_a_runner_that_does_not_start_is_a_fault(box, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "RUNNER", tmp_path / "missing.py")
-    with pytest.raises(SandboxError, match="No such file"):
-        run(box, "pass")
+def test_a_server_that_dies_is_replaced(box):
+    assert run(box, "pass").status == "passed"
+    for each in box._idle:
+        each.process.kill()
+        each.process.wait()
+    assert run(box, "pass").status == "passed"
 
 
-@pytest.mark.parametrize("limits", [{"timeout_s": "5"}, {"timeout_s": 0}, {"timeout_s": True}, {"memory_mb": -1}])
-def test_a_limit_that_is_no_positive_number_is_refused(box, limits):
+def test_a_server_that_keeps_dying_is_a_fault(monkeypatch, tmp_path):
+    with open_sandbox("unsafe") as box:
+        monkeypatch.setattr(server, "HERE", tmp_path)
+        with pytest.raises(SandboxError, match="No module named 'xft_sandbox"):
+            run(box, "pass")
+
+
+@pytest.mark.parametrize("limits", [{"seconds": "5"}, {"seconds": 0}, {"seconds": True}, {"memory_mb": -1}])
+def test_a_limit_that_is_no_positive_number_is_refused(limits):
     with pytest.raises(ValueError, match="must be a positive number"):
-        run(box, "pass", **limits)
+        run(Sandbox("unsafe", allow_unsafe=True), "pass", **limits)
 
 
 def test_without_a_working_level_the_sandbox_refuses(monkeypatch):
-    monkeypatch.setattr(module, "_disproof", lambda level: f"{level} is broken")
+    monkeypatch.setattr(sandbox, "_disproof", lambda level: f"{level} is broken")
     detect_level.cache_clear()
     try:
-        with pytest.raises(SandboxError, match=r"no sandbox works here \(namespaces: namespaces is broken; seccomp"):
+        with pytest.raises(SandboxError, match=r"no sandbox works here \(namespaces: namespaces is broken; landlock"):
             Sandbox()
-        with pytest.raises(SandboxError, match="level seccomp does not work here: seccomp is broken"):
-            Sandbox("seccomp")
+        with pytest.raises(SandboxError, match="level landlock does not work here: landlock is broken"):
+            Sandbox("landlock")
         assert Sandbox(allow_unsafe=True).level == "unsafe"
     finally:
         detect_level.cache_clear()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 PAGE = os.sysconf("SC_PAGE_SIZE")
 END_S = 10.0
 PATIENCE_S = 0.02
-MANY_FILES = 20_000
+MANY_FILES, LONG_PATH, TOO_MUCH = 20_000, 4000, 1 << 60
 
 
 class Process(NamedTuple):
@@ -64,18 +64,17 @@ def read(path: str) -> bytes:
 
 
 def disk_use(folder: str, below: list[Process]) -> int:
-    """Return the bytes of files below a folder, and of those that processes hold open without a name."""
+    """Return the bytes of files below a folder, and of those that processes hold open without a name.
+
+    More than can be counted in a moment is too much.
+    """
     used, queue, seen = 0, [folder], 0
     for current in queue:
-        try:
-            entries = list(os.scandir(current))
-        except OSError:
-            continue
-        seen += len(entries)
-        if seen > MANY_FILES:
-            return MANY_FILES << 40
-        for entry in entries:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), os.scandir(current) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MANY_FILES or len(entry.path) > LONG_PATH:
+                    return TOO_MUCH
                 used += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     queue.append(entry.path)

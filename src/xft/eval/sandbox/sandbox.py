@@ -40,6 +40,7 @@ import math
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -100,6 +101,7 @@ class Sandbox:
         self._tools: set[str] = set()
         self._lock = threading.Lock()
         self._idle: list[Server] = []
+        weakref.finalize(self, _close_all, self._idle)
 
     def __enter__(self) -> Sandbox:
         return self
@@ -110,9 +112,9 @@ class Sandbox:
     def close(self) -> None:
         """End the servers; a later call starts new ones."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for server in idle:
-            server.close()
+            idle = self._idle[:]
+            self._idle.clear()
+        _close_all(idle)
 
     def run(self, program: str, *, seconds: float, memory_mb: int) -> Outcome:
         """Run a Python program, its tests inside, to its end or its limits.
@@ -191,6 +193,12 @@ class Sandbox:
     def _give_back(self, server: Server) -> None:
         with self._lock:
             self._idle.append(server)
+
+
+def _close_all(servers: list[Server]) -> None:
+    """End servers."""
+    while servers:
+        servers.pop().close()
 
 
 def _positive(**limits: float) -> None:

@@ -89,6 +89,7 @@ class Server:
                 )
             except OSError:
                 self.control.close()
+                self.errors.close()
                 os.rmdir(self.base)
                 raise
         try:
