@@ -73,7 +73,7 @@ def read_source(source: DataSource) -> Iterator[Example | Rejected]:
         DataError: a file that can't be read at all.
     """
     for path in resolve_files(source):
-        for where, record in _records(path):
+        for where, record in read_records(path):
             if isinstance(record, BadRecordError):
                 yield Rejected(where=where, reason=str(record), record="")
                 continue
@@ -83,7 +83,13 @@ def read_source(source: DataSource) -> Iterator[Example | Rejected]:
                 yield Rejected(where=where, reason=str(error), record=str(record)[:200])
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where each record of a file stands and what it is, a `BadRecordError` for one that can't be read.
+
+    Raises:
+        DataError: a file that can't be read at all.
+        MissingExtraError: Parquet, without the means to read it.
+    """
     if path.name.endswith(".parquet"):
         yield from _parquet(path)
     elif path.name.endswith(".json"):
