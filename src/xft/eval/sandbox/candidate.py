@@ -17,6 +17,8 @@ from .frames import LARGE, Reader, write
 from .values import decode, encode
 
 MAX_TEXT = 2000
+MANY = 1000
+SIZED = (list, tuple, set, frozenset, dict, str, bytes)
 
 
 def serve(reader: Reader, replies: int) -> None:
@@ -72,6 +74,8 @@ def answer(payload: bytes, reader: Reader, replies: int) -> None:
             continue
         if os.getpid() != me:
             return
+        if len(sent) >= LARGE or (type(value) in SIZED and len(value) >= MANY):
+            write(replies, b"r")
         try:
             returned, after = encode(value), encode(arguments)
         except MemoryError:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from xft.eval.sandbox.frames import LARGE
 from xft.eval.sandbox.outcome import Call, Outcome, Returned, Status, Step
@@ -17,13 +18,14 @@ STRAINED = 0.8
 CODE_S = 10.0
 """Limit for executing the code itself, before the first call."""
 TRANSFER_S = 30.0
-"""Limit for taking in large arguments, before a call's own clock starts."""
+"""Limit for taking in large arguments and for writing down large answers, which a call's own clock leaves out."""
 AHEAD, AHEAD_BYTES = 32, 1 << 20
 """So many calls, or bytes of arguments, are sent ahead of the answers."""
 MAX_ERROR = 300
 MAX_REPORT = 4096
 MAX_ENDING = 1 << 17
 OUT_OF_TURN = "wrote to the channel of the verdict"
+TOO_LONG: tuple[Status, str] = ("wrong", "too long an answer")
 REPORTS: dict[bytes, Status] = {b"f": "failed", b"m": "memory", b"x": "exited"}
 
 Judge = Callable[[int, Returned], str | None]
@@ -46,16 +48,21 @@ class _Clock:
         self.seconds = seconds
         self.what = what
         self.began = time.monotonic()
+        self.ended = 0.0
 
     @property
     def deadline(self) -> float:
         """When it is over, in monotonic time."""
         return self.began + self.seconds
 
+    def stop(self) -> None:
+        """Count no more time."""
+        self.ended = time.monotonic()
+
     @property
     def strained(self) -> bool:
         """Whether the limit is nearly or wholly used up."""
-        return time.monotonic() - self.began >= STRAINED * self.seconds
+        return (self.ended or time.monotonic()) - self.began >= STRAINED * self.seconds
 
 
 class _Follower:
@@ -74,14 +81,16 @@ class _Follower:
             status=status, seconds=round(self.run.seconds(), 4), error=clean(error), at=at, strained=strained
         )
 
-    def next(self, cap: int) -> tuple[bytes, bytes] | Outcome:
+    def next(
+        self, cap: int, *, too_long: tuple[Status, str] = ("exited", OUT_OF_TURN)
+    ) -> tuple[bytes, bytes] | Outcome:
         """Return the next message, or the outcome where the candidate has ended or is out of time."""
         try:
             message = self.run.next(self.clock.deadline, cap)
         except Ended as end:
             return self.outcome(end.status, end.error)
         except TooLong:
-            return self.outcome("exited", OUT_OF_TURN)
+            return self.outcome(*too_long)
         if message is None:
             return self.outcome("timeout", f"no end of {self.clock.what} within {self.clock.seconds:g} s")
         return message
@@ -132,17 +141,14 @@ def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], j
             if message[0] != b"b":
                 return follower.outcome("exited", OUT_OF_TURN)
         follower.clock.start(call.seconds, f"call {follower.at}")
-        try:
-            message = run.next(follower.clock.deadline, call.reply_bytes + 4)
-        except TooLong:
-            return follower.outcome("wrong", "too long an answer")
-        except Ended as end:
-            return follower.outcome(end.status, end.error)
-        if message is None:
-            return follower.outcome("timeout", f"no answer within {call.seconds:g} s")
-        fault = _judged(follower, message, judge)
-        if fault:
-            return fault
+        message = follower.next(call.reply_bytes + 4, too_long=TOO_LONG)
+        strained = follower.clock.strained
+        if not isinstance(message, Outcome) and message[0] == b"r":
+            follower.clock.start(TRANSFER_S, "writing down the answer")
+            message = follower.next(call.reply_bytes + 4, too_long=TOO_LONG)
+        outcome = message if isinstance(message, Outcome) else _judged(follower, message, judge)
+        if outcome:
+            return replace(outcome, strained=strained or outcome.strained)
 
 
 def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> Outcome | None:
@@ -153,7 +159,7 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
     length = int.from_bytes(payload[:4], "little")
     if kind != b"v" or len(payload) < 4 + length:
         return follower.outcome("exited", OUT_OF_TURN)
-    strained = follower.clock.strained
+    follower.clock.stop()
     try:
         arguments = decode(payload[4 + length :]) if len(payload) > 4 + length else None
         if not isinstance(arguments, tuple | None):
@@ -161,10 +167,8 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
         returned = Returned(value=decode(payload[4 : 4 + length]), arguments=arguments)
     except (ValueError, RecursionError):
         return follower.outcome("wrong", "an answer that can't be read")
-    if (error := judge(follower.at, returned)) is None:
-        return None
-    outcome = follower.outcome("wrong", error)
-    return Outcome(status="wrong", seconds=outcome.seconds, error=outcome.error, at=outcome.at, strained=strained)
+    error = judge(follower.at, returned)
+    return None if error is None else follower.outcome("wrong", error)
 
 
 def follow_commands(run: Run, files: Mapping[str, str], steps: Sequence[Step], *, proof: str) -> Outcome:

@@ -203,7 +203,9 @@ class Job:
     def init(self) -> None:
         """Reap until the candidate ends."""
         tasks = COMMAND_THREADS if self.commands else PROCESSES
+        prctl(PR_SET_DUMPABLE, 1)  # else an ordinary user's own settings in /proc would not be theirs
         namespaces.settle(self.walls.user, self.walls.group, self.disk_mb, tasks, self.walls.kept)
+        prctl(PR_SET_DUMPABLE, 0)
         child = self.fork(os.fork, self.confined)
         while True:
             ended, status = os.wait()

@@ -137,8 +137,15 @@ class Sandbox:
             ValueError: a limit is not a positive number.
         """
         _positive(memory_mb=memory_mb)
-        listed = list(calls)
-        return self._twice(lambda run: follow_calls(run, code, entry_point, listed, judge), memory_mb)
+        taken, coming = list[Call](), iter(calls)
+
+        def again() -> Iterator[Call]:
+            yield from taken
+            for call in coming:
+                taken.append(call)
+                yield call
+
+        return self._twice(lambda run: follow_calls(run, code, entry_point, again(), judge), memory_mb)
 
     def execute(self, files: Mapping[str, str], steps: Sequence[Step], *, proof: str, memory_mb: int) -> Outcome:
         """Write files into the working folder and run commands there; the last must end well and print `proof` last.

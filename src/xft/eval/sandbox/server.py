@@ -152,6 +152,7 @@ class Run:
         self.incoming = bytearray()
         self.ended: tuple[Status, str] | None = None
         self.done = False
+        self.full = False
         read_input, self.input = os.pipe()
         self.replies, write_replies = os.pipe()
         try:
@@ -196,11 +197,8 @@ class Run:
         return time.monotonic() - self.started
 
     def send(self, kind: bytes, payload: bytes) -> None:
-        """Put a message to the candidate into the queue."""
-        if not self.outgoing and self.input >= 0:
-            self.poll.register(self.input, select.POLLOUT)
+        """Put a message to the candidate into the queue; it goes off while the next one is waited for."""
         self.outgoing += frame(kind, payload)
-        self._write()
 
     def next(self, deadline: float, cap: int) -> tuple[bytes, bytes] | None:
         """Return the candidate's next message; None when there is none before the deadline (monotonic time).
@@ -214,6 +212,8 @@ class Run:
                 return message
             if self.ended and not self._read():
                 raise Ended(*self.ended)
+            if self.outgoing and not self.full:
+                self._write()
             left = deadline - time.monotonic()
             ready = self.poll.poll(max(left, 0) * 1000)
             for number, _ in ready:
@@ -255,20 +255,22 @@ class Run:
         return bool(data)
 
     def _write(self) -> None:
-        """Write what the candidate can take now."""
-        if self.input < 0:
-            self.outgoing.clear()
-            return
+        """Write what the candidate can take now; say when it can't take all."""
+        full = False
         try:
             while self.outgoing:
                 with memoryview(self.outgoing) as view:
                     written = os.write(self.input, view[:CHUNK])
                 del self.outgoing[:written]
         except BlockingIOError:
-            return
+            full = True
         except BrokenPipeError:  # the candidate closed it
             self.outgoing.clear()
-        self.poll.unregister(self.input)
+        if full and not self.full:
+            self.poll.register(self.input, select.POLLOUT)
+        elif self.full and not full:
+            self.poll.unregister(self.input)
+        self.full = full
 
     def _heard(self, said: str) -> None:
         """Take in what the server said."""
