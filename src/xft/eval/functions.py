@@ -1,0 +1,144 @@
+"""What the benchmarks of Python functions share: the sandbox, its proof, and judging by calls."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from xft.eval.asserts import Check
+from xft.eval.benchmark import Judgement, Problem, Tool
+from xft.eval.extract import extract_program
+from xft.eval.sandbox.outcome import Call, Outcome, Returned
+
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
+
+LIBRARIES = ("numpy",)
+"""What candidates may import beside the standard library."""
+MEMORY_MB = 4096
+PROOFS = 3
+REPLY_BYTES = 1 << 20
+"""Room for an answer, beside that for the right one."""
+FENCE_STOP = ("\n```",)
+SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
+"""EvalPlus's stops for plain continuation, in both benchmarks."""
+
+
+class FunctionBenchmark:
+    """A benchmark whose problems ask for one Python function."""
+
+    name: str
+    limits: Mapping[str, Any]
+
+    def problems(self) -> Sequence[Problem]:
+        """Read all problems, in the benchmark's order."""
+        raise NotImplementedError
+
+    def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
+        """Run a program against the problem's tests."""
+        raise NotImplementedError
+
+    def extract(self, problem: Problem, completion: str, style: str) -> str:
+        """Return the program in a completion, "" when there is none; the same rules serve all styles."""
+        return extract_program(problem.stub, problem.entry_point, completion)
+
+    def assemble(self, problem: Problem, completion: str) -> str:
+        """Return the program of a raw completion that was made elsewhere: it follows the prompt."""
+        return problem.stub + completion
+
+    def sandbox(self, *, allow_unsafe: bool = False) -> Sandbox:
+        """Return a sandbox whose candidates may import LIBRARIES."""
+        from xft.eval.sandbox import Sandbox
+
+        return Sandbox(libraries=LIBRARIES, allow_unsafe=allow_unsafe)
+
+    def tools(self, sandbox: Sandbox) -> Sequence[Tool]:
+        """Let Python judge a few canonical solutions, and as many programs that are wrong.
+
+        Raises:
+            SandboxError: the sandbox failed; says nothing about Python.
+        """
+        libraries = [f"{each} {importlib.metadata.version(each)}" for each in LIBRARIES]
+        version = ", ".join([platform.python_version(), *libraries])
+        usable = [problem for problem in self.problems() if problem.tool == "python"]
+        imports = "".join(f"import {each}\n" for each in LIBRARIES)
+        for problem in usable[:: max(1, len(usable) // PROOFS)][:PROOFS]:
+            right = self.judge(problem, imports + problem.stub + problem.canonical, sandbox)
+            if right.status != "passed":
+                said = f"{right.status}: {right.error or 'no message'}"
+                fault = f"the canonical solution of {problem.task_id} does not pass ({said}); check {version}"
+                return [Tool(name="python", version=version, fault=fault)]
+            wrong = self.judge(problem, f"def {problem.entry_point}(*_):\n    return object\n", sandbox)
+            if wrong.status == "passed":
+                fault = f"a wrong solution of {problem.task_id} passes; check the benchmark's data"
+                return [Tool(name="python", version=version, fault=fault)]
+        return [Tool(name="python", version=version)]
+
+
+def call_within(
+    sandbox: Sandbox,
+    code: str,
+    entry_point: str,
+    calls: Sequence[Call],
+    judge: Callable[[int, Returned], str | None],
+    *,
+    seconds: float,
+) -> Outcome:
+    """Call a candidate's function with a limit for all calls together, beside each one's own.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+    deadline, late = 0.0, False
+
+    def in_time(index: int, returned: Returned) -> str | None:
+        nonlocal deadline, late
+        now = time.monotonic()
+        if index == 0:
+            deadline = now + seconds
+        late = now > deadline
+        return f"no end within {seconds:g} s" if late else judge(index, returned)
+
+    outcome = sandbox.call(code, entry_point, calls, in_time, memory_mb=MEMORY_MB)
+    return replace(outcome, status="timeout", strained=True) if late else outcome
+
+
+def call_checks(sandbox: Sandbox, code: str, entry_point: str, checks: Sequence[Check], *, seconds: float) -> Outcome:
+    """Make the calls of split asserts and see whether each holds.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+    calls = [
+        Call(arguments=arguments, seconds=seconds, reply_bytes=REPLY_BYTES)
+        for check in checks
+        for arguments in check.calls
+    ]
+    owners = [check for check in checks for _ in check.calls]
+    last = [index + 1 == len(owners) or owners[index + 1] is not owner for index, owner in enumerate(owners)]
+    answers: list[Any] = []
+
+    def judge(index: int, returned: Returned) -> str | None:
+        if index == 0 or last[index - 1]:
+            answers.clear()
+        answers.append(returned.value)
+        if last[index] and not owners[index].holds(answers):
+            return f"does not hold: {owners[index].text}"
+        return None
+
+    return call_within(sandbox, code, entry_point, calls, judge, seconds=seconds)
+
+
+def judgement(outcome: Outcome, *, in_process: bool = False) -> Judgement:
+    """Return what one run says of an answer."""
+    return Judgement(
+        status=outcome.status,
+        seconds=outcome.seconds,
+        error=outcome.error,
+        in_process=in_process,
+        strained=outcome.strained,
+    )
