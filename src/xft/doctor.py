@@ -114,13 +114,18 @@ def _scoring() -> Iterator[Finding]:
         try:
             problems = benchmark.problems()
         except XftError as error:
-            yield _missing("Benchmarks", benchmark.name, str(error))
+            yield _missing("Benchmarks", benchmark.name, str(error).removeprefix(f"{benchmark.name}: "))
             continue
         yield _ok("Benchmarks", benchmark.name, f"{len(problems)} problems, data {benchmark.data_hash()[:12]}")
-        with benchmark.sandbox() as sandbox:
-            for tool in benchmark.tools(sandbox):
-                subject = f"  {tool.name} {tool.version}".rstrip()
-                if tool.fault:
-                    yield _missing("Benchmarks", subject, tool.fault)
-                else:
-                    yield _ok("Benchmarks", subject, "proved on known programs")
+        try:
+            with benchmark.sandbox() as sandbox:
+                tools = benchmark.tools(sandbox)
+        except XftError as error:
+            yield _missing("Benchmarks", benchmark.name, str(error).removeprefix(f"{benchmark.name}: "))
+            continue
+        for tool in tools:
+            subject = f"  {tool.name} {tool.version}".rstrip()
+            if tool.fault:
+                yield _missing("Benchmarks", subject, tool.fault)
+            else:
+                yield _ok("Benchmarks", subject, "proved on known programs")

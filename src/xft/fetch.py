@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +97,15 @@ def fetch_wheel(wheel: Wheel) -> Path:
     return target
 
 
+REASON = 80
+"""Characters of the hub client's own message that are worth showing."""
 HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
-def fetch_snapshot(name: str, *, kind: str, revision: str | None = None) -> Path:
+def fetch_snapshot(name: str, *, kind: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
     """Return the local folder of a hub repository (`kind`: model or dataset), downloading what is missing.
+
+    `patterns` name the files wanted; by default all that a model or a data set consists of.
 
     Raises:
         FetchError: the repository can't be had.
@@ -110,14 +115,15 @@ def fetch_snapshot(name: str, *, kind: str, revision: str | None = None) -> Path
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingExtraError(f"{name}: hub names need the training extra: pip install 'xft[train]'") from None
-    patterns = {
+    usual = {
         "model": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
         "dataset": ["*.json", "*.jsonl", "*.parquet", "*.jsonl.gz"],
-    }[kind]
+    }
+    wanted = list(patterns or usual[kind])
     try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds; all mean that the repository can't be had
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:REASON]
         at = f"@{revision}" if revision else ""
         raise FetchError(
             f"{name}{at}: no such local path, and the Hugging Face hub did not give it "
