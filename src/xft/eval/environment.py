@@ -100,12 +100,16 @@ def setup(name: str) -> str:
     with _alone(folder.with_suffix(".lock")):
         if _absence(name):
             _install(name, environment, folder)
-        lacking = [fault for file in environment.files if (fault := _fetch(file, folder / file.path))]
+        lacking: dict[str, list[str]] = {}
+        for file in environment.files:
+            if reason := _fetch(file, folder / file.path):
+                lacking.setdefault(reason, []).append(file.path)
     found = versions_of(name)
     named = ["python", *environment.libraries]
     line = f"{name}: {folder} ({', '.join(f'{each} {found[each]}' for each in named if each in found)})"
     if lacking:
-        line += f"; not had, so programs that read them can't run: {', '.join(lacking)}; set it up again to retry"
+        missing = "; ".join(f"{', '.join(paths)} ({reason})" for reason, paths in lacking.items())
+        line += f"; not had, so programs that read them can't run: {missing}; set it up again to retry"
     return line
 
 
@@ -213,10 +217,10 @@ def _fetch(file: DataFile, target: Path) -> str:
         with urllib.request.urlopen(file.url, timeout=DOWNLOAD_S) as response:
             content: bytes = response.read()
     except OSError as error:
-        return f"{file.path} ({getattr(error, 'reason', error)})"
+        return str(getattr(error, "reason", error))
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
-        return f"{file.path} (sha256 is {digest}, expected {file.sha256})"
+        return f"sha256 is {digest}, expected {file.sha256}"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_bytes(content)

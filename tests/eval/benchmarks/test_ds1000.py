@@ -11,7 +11,7 @@ import pytest
 
 from xft.errors import DataError, FetchError, SandboxError, UnknownNameError
 from xft.eval import environment
-from xft.eval.benchmarks import BENCHMARKS, ds1000
+from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.benchmarks.ds1000 import DS1000, FILE
 from xft.eval.environment import ENVIRONMENTS, folder_of, python_of
 from xft.eval.sandbox import Sandbox
@@ -149,7 +149,7 @@ def test_problems_are_read_with_their_library_and_the_function_that_is_asked_for
 )
 def test_a_row_that_is_no_problem_is_named(data, damage):
     (data / FILE).write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | damage) + "\n")
-    with pytest.raises(DataError, match=rf"{FILE}:2: not a DS-1000 problem in the format of April 2024"):
+    with pytest.raises(DataError, match=rf"{FILE}: row 2: not a DS-1000 problem in the format of April 2024"):
         DS1000().problems()
 
 
@@ -159,9 +159,9 @@ def test_data_that_are_nowhere_are_asked_for_in_both_ways(data, monkeypatch):
     def unreachable(*_, **__):
         raise FetchError("no network")
 
-    monkeypatch.setattr(ds1000, "fetch_snapshot", unreachable)
+    monkeypatch.setattr("xft.eval.data.fetch_snapshot", unreachable)
     with pytest.raises(
-        DataError, match=rf"set XFT_DATA to a folder that has {FILE}, or make xlangai/DS-1000 reachable"
+        DataError, match=rf"has no {FILE}; set --data-dir or XFT_DATA .*, or make the hub's xlangai/DS-1000 reachable"
     ):
         DS1000().problems()
     (data / FILE).write_text("\n")

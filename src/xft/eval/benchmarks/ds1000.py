@@ -16,25 +16,23 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from xft.data.sources import BadRecordError, read_records
-from xft.errors import DataError, FetchError, MissingExtraError
+from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
+from xft.eval.data import Rows, find_data, read_rows
 from xft.eval.environment import contents_of, folder_of, python_of, versions_of
 from xft.eval.extract import parse
 from xft.eval.sandbox import Outcome, Sandbox
-from xft.fetch import fetch_snapshot
 from xft.progress import track
 from xft.prompts import PROMPTS
 
 ENVIRONMENT = "ds1000"
 FILE = "ds1000_test.jsonl"
-HUB_NAME, HUB_FILE = "xlangai/DS-1000", "test.jsonl"
+HUB_NAME = "xlangai/DS-1000"
 REFERENCES = "references.json"
 
 DISTRIBUTIONS = {
@@ -95,16 +93,16 @@ class DS1000:
         Raises:
             DataError: the data are missing or malformed.
         """
-        problems = _read()
-        failing = _known_failures(_hash(problems))
+        data = _data()
+        failing = _known_failures(data.digest)
         return [
             replace(problem, tool=f"{problem.tool}: references") if problem.task_id in failing else problem
-            for problem in problems
+            for problem in _read(data)
         ]
 
     def data_hash(self) -> str:
-        """Return the sha256 of ids, prompts, reference solutions and tests."""
-        return _hash(_read())
+        """Return the sha256 of the data that `problems` reads."""
+        return _data().digest
 
     def request(self, problem: Problem, style: str) -> Request:
         """Ask for the code at `[insert]`; in the style `completion` let the model continue the prompt.
@@ -148,8 +146,9 @@ class DS1000:
         Raises:
             SandboxError: the sandbox failed; says nothing about the libraries.
         """
-        problems = _read()
-        failing = self._failures(problems, sandbox)
+        data = _data()
+        problems = _read(data)
+        failing = self._failures(data.digest, problems, sandbox)
         versions = versions_of(ENVIRONMENT)
         tools = []
         for library in dict.fromkeys(problem.tool for problem in problems):
@@ -203,9 +202,9 @@ class DS1000:
             return f"{some[0].task_id}: an answer that does nothing passed; {again}"
         return ""
 
-    def _failures(self, problems: Sequence[Problem], sandbox: Sandbox) -> Mapping[str, str]:
+    def _failures(self, data: str, problems: Sequence[Problem], sandbox: Sandbox) -> Mapping[str, str]:
         """Return each problem whose reference solution fails, and how; known from an earlier run where one is valid."""
-        conditions = [contents_of(ENVIRONMENT), _hash(problems), dict(self.limits), sandbox.level, BEGIN]
+        conditions = [contents_of(ENVIRONMENT), data, dict(self.limits), sandbox.level, BEGIN]
         key = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()
         known = _remembered()
         if known.get("key") == key:
@@ -233,7 +232,7 @@ class DS1000:
         }
         path = folder_of(ENVIRONMENT) / REFERENCES
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"key": key, "data": _hash(problems), "failing": failing}, indent=1))
+        partial.write_text(json.dumps({"key": key, "data": data, "failing": failing}, indent=1))
         partial.replace(path)
         return failing
 
@@ -298,12 +297,14 @@ def _body(name: str, code: str) -> str:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def _read() -> list[Problem]:
-    """Read the problems as the data have them."""
-    found = [_parsed(where, row) for where, row in _rows()]
-    if not found:
-        raise DataError(f"{_path()}: no problem in this file; fetch it again")
-    return found
+def _data() -> Rows:
+    """Find the data in XFT_DATA, fetch them from the hub when they aren't there."""
+    return read_rows(find_data(DS1000.name, [FILE], hub=HUB_NAME, patterns=["test.jsonl"], remedy=""))
+
+
+def _read(data: Rows) -> list[Problem]:
+    """Return the problems as the data have them."""
+    return [_parsed(f"{data.where}: row {number}", row) for number, row in enumerate(data.rows, start=1)]
 
 
 def _parsed(where: str, row: Any) -> Problem:
@@ -322,39 +323,6 @@ def _parsed(where: str, row: Any) -> Problem:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a DS-1000 problem in the format of April 2024: {error!r}") from None
-
-
-def _hash(problems: Sequence[Problem]) -> str:
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(json.dumps([problem.task_id, problem.stub, problem.canonical, problem.tests]).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _rows() -> Iterator[tuple[str, Any]]:
-    for where, row in read_records(_path()):
-        if isinstance(row, BadRecordError):
-            raise DataError(f"{where}: {row}; fetch the file again")
-        yield where, row
-
-
-def _path() -> Path:
-    """Find the data in XFT_DATA, fetch them from the hub when they aren't there."""
-    folder = os.environ.get("XFT_DATA")
-    if folder and Path(folder, FILE).is_file():
-        return Path(folder, FILE)
-    reason = f"it has no {HUB_FILE}"
-    try:
-        path = fetch_snapshot(HUB_NAME, kind="dataset") / HUB_FILE
-        if path.is_file():
-            return path
-    except (FetchError, MissingExtraError) as error:
-        reason = str(error)
-    looked = f"{FILE} is not in {folder}" if folder else "XFT_DATA names no folder"
-    raise DataError(
-        f"ds1000: {looked}, and the hub did not give it ({reason}); set XFT_DATA to a folder that has {FILE}, or make "
-        f"{HUB_NAME} reachable"
-    )
 
 
 def _remembered() -> dict[str, Any]:
