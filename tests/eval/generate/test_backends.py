@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from toy_prompts import ToyPrompts, answers
 
 from xft.errors import MissingExtraError, RecipeError, UnknownNameError
 from xft.eval.benchmark import Request
+from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.generate import BACKENDS, Ask, open_backend
 from xft.eval.generate.backend import ask_seed
 
@@ -139,3 +141,24 @@ def test_vllm_without_the_package_and_with_an_address_is_refused(monkeypatch: py
         open_backend("vllm", "m", style="chat", url="http://127.0.0.1/v1")
     with pytest.raises(MissingExtraError, match=r"pip install 'xft\[train,vllm\]'"):
         open_backend("vllm", "m", style="chat")
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_chat_endpoints_whole_answer_gives_the_program_of_a_begun_one(name: str) -> None:
+    """The chat endpoint of a server gets no prefix and no stop strings, so talk and fences stand around the code."""
+    if not os.environ.get("XFT_DATA"):
+        pytest.skip("not run: XFT_DATA")
+    benchmark = BENCHMARKS[name]
+    for problem in benchmark.problems()[:20]:
+        request = benchmark.request(problem, "chat")
+        code = problem.canonical if name in ("ds1000", "mbpp", "mbpp+") else problem.stub + problem.canonical
+        code = code.rstrip() if problem.canonical else code.rstrip() + "\n    return 1;\n}"
+        begun = benchmark.extract(problem, code, "chat")
+        whole = f"Sure, here it is:\n\n{request.prefix}{code}\n```\n\nCall it with `x`:\n```\nx\n```\n"
+        assert begun.strip()
+        assert lines(benchmark.extract(problem, whole, "chat")) == lines(begun)
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines that hold something."""
+    return [line for line in text.split("\n") if line.strip()]
