@@ -18,6 +18,7 @@ from .values import decode, encode
 
 MAX_TEXT = 2000
 MANY = 1000
+issubclass_ = issubclass  # candidates replace builtins
 SIZED = (list, tuple, set, frozenset, dict, str, bytes)
 
 
@@ -61,7 +62,7 @@ def answer(payload: bytes, reader: Reader, replies: int) -> None:
         message = reader.next()
         if message is None:
             return
-        sent = message[1]
+        room, sent = int.from_bytes(message[1][:4], "little"), message[1][4:]
         arguments = decode(sent)
         if len(sent) >= LARGE:
             write(replies, b"b")
@@ -74,7 +75,11 @@ def answer(payload: bytes, reader: Reader, replies: int) -> None:
             continue
         if os.getpid() != me:
             return
-        if len(sent) >= LARGE or (type(value) in SIZED and len(value) >= MANY):
+        sizes = [len(each) for each in (value, *arguments) if type(each) in SIZED]
+        if sizes and max(sizes) > room:  # without writing it down first
+            write(replies, b"l")
+            continue
+        if len(sent) >= LARGE or (sizes and max(sizes) >= MANY):
             write(replies, b"r")
         try:
             returned, after = encode(value), encode(arguments)
@@ -101,7 +106,7 @@ def new_module() -> types.ModuleType:
 def execute(source: str, module: types.ModuleType) -> tuple[bytes, bytes]:
     """Execute source text; return a report of its failure, or nothing."""
     try:
-        exec(compile(source, "<candidate>", "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source.removeprefix("\ufeff"), "<candidate>", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         return describe(error)
     return b"", b""
@@ -109,9 +114,9 @@ def execute(source: str, module: types.ModuleType) -> tuple[bytes, bytes]:
 
 def describe(error: BaseException) -> tuple[bytes, bytes]:
     """Name the error and the last line of the program that it passed through."""
-    if isinstance(error, MemoryError):
+    if issubclass_(type(error), MemoryError):
         return b"m", b"MemoryError"
-    if isinstance(error, SystemExit):
+    if issubclass_(type(error), SystemExit):
         return b"x", b"SystemExit before the end"
     line, trace = 0, error.__traceback__
     while trace:

@@ -24,6 +24,7 @@ AHEAD, AHEAD_BYTES = 32, 1 << 20
 MAX_ERROR = 300
 MAX_REPORT = 4096
 MAX_ENDING = 1 << 17
+MAX_ROOM = 1 << 30
 OUT_OF_TURN = "wrote to the channel of the verdict"
 TOO_LONG: tuple[Status, str] = ("wrong", "too long an answer")
 REPORTS: dict[bytes, Status] = {b"f": "failed", b"m": "memory", b"x": "exited"}
@@ -127,7 +128,7 @@ def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], j
         return follower.outcome("exited", OUT_OF_TURN)
     while True:
         while len(sent) < AHEAD and len(run.outgoing) < AHEAD_BYTES and (call := next(coming, None)):
-            run.send(b"A", call.encoded)
+            run.send(b"A", _room(call).to_bytes(4, "little") + call.encoded)
             sent.append(call)
         if not sent:
             return follower.outcome("passed")
@@ -141,14 +142,18 @@ def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], j
             if message[0] != b"b":
                 return follower.outcome("exited", OUT_OF_TURN)
         follower.clock.start(call.seconds, f"call {follower.at}")
-        message = follower.next(call.reply_bytes + 4, too_long=TOO_LONG)
+        message = follower.next(_room(call) + 4, too_long=TOO_LONG)
         strained = follower.clock.strained
         if not isinstance(message, Outcome) and message[0] == b"r":
             follower.clock.start(TRANSFER_S, "writing down the answer")
-            message = follower.next(call.reply_bytes + 4, too_long=TOO_LONG)
+            message = follower.next(_room(call) + 4, too_long=TOO_LONG)
         outcome = message if isinstance(message, Outcome) else _judged(follower, message, judge)
         if outcome:
             return replace(outcome, strained=strained or outcome.strained)
+
+
+def _room(call: Call) -> int:
+    return min(int(call.reply_bytes), MAX_ROOM)
 
 
 def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> Outcome | None:
@@ -156,6 +161,8 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
     kind, payload = message
     if kind in REPORTS:
         return follower.outcome(REPORTS[kind], payload.decode("utf-8", "replace"))
+    if kind == b"l":
+        return follower.outcome(*TOO_LONG)
     length = int.from_bytes(payload[:4], "little")
     if kind != b"v" or len(payload) < 4 + length:
         return follower.outcome("exited", OUT_OF_TURN)

@@ -2,10 +2,11 @@
 
 Runs in a bare interpreter, 3.9 or later. The parent trusts none of what comes from the candidate.
 
-    to the candidate    P token and program    C entry point and code    A arguments    F files    S a step
+    to the candidate    P token and program    C entry point and code    A room for the answer, and arguments
+                        F files                S a step
     from the candidate  p passed, with the token     f failed     m out of memory     x SystemExit
                         c the code was executed      b begun: large arguments are decoded
-                        r returned, and much is to be encoded            v what a call returned
+                        r returned, and much is to be encoded    l more than there is room for    v what a call returned
                         s a step was started         e a step ended
 """
 

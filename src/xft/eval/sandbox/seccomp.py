@@ -15,7 +15,8 @@ ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 if TYPE_CHECKING:
     Numbers = tuple[int | None, int | None]  # on x86_64 and aarch64; None: the call does not exist there
 
-# Everywhere: the network, other processes' memory, namespaces and mounts, the kernel's wide surfaces, hidden memory.
+# Everywhere: the network, other processes' memory and share of the machine, namespaces and mounts, the kernel's wide
+# surfaces, memory that no look at processes finds.
 REFUSED: dict[str, Numbers] = {
     "socket": (41, 198),
     "connect": (42, 203),
@@ -48,10 +49,19 @@ REFUSED: dict[str, Numbers] = {
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "process_madvise": (440, 440),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
 }
 
 # Level landlock has no wall around the process, so these too: what Landlock does not govern of files (owners, modes,
-# times, attributes), what outlives a process, reach to other processes.
+# times, attributes), and what outlives a process.
 REFUSED_WITHOUT_NAMESPACES: dict[str, Numbers] = {
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -77,15 +87,6 @@ REFUSED_WITHOUT_NAMESPACES: dict[str, Numbers] = {
     "semget": (64, 190),
     "msgget": (68, 186),
     "mq_open": (240, 180),
-    "setpriority": (141, 140),
-    "ioprio_set": (251, 30),
-    "sched_setaffinity": (203, 122),
-    "sched_setscheduler": (144, 119),
-    "sched_setparam": (142, 118),
-    "sched_setattr": (314, 274),
-    "process_madvise": (440, 440),
-    "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
 }
 
 # Where Landlock does not scope signals; abort() is left, by which other processes of the user can be aborted too.
@@ -140,13 +141,13 @@ def program(*, landlock: int | None, processes: bool) -> bytes:
         CLONE3, ENOSYS
     )  # its flags are in memory, out of the filter's sight; the C library falls back to clone
     rules.decide(SOCKETPAIR, 1, JUMP_EQUAL, SOCK_STREAM, ALLOW, EPERM, mask=SOCKET_TYPE)  # others can be sent elsewhere
+    rules.decide(PRLIMIT64, 0, JUMP_EQUAL, 0, ALLOW, EPERM)
     rules.refuse_if(IOCTL, 1, (TIOCSTI,))
     if landlock is None:
         rules.decide(CLONE, 0, JUMP_ANY_BIT, CLONE_NEWUSER, EPERM, ALLOW)
         return rules.finish()
     for call in REFUSED_WITHOUT_NAMESPACES.values():
         rules.refuse(call)
-    rules.decide(PRLIMIT64, 0, JUMP_EQUAL, 0, ALLOW, EPERM)
     rules.decide(PRCTL, 0, JUMP_EQUAL, PR_SET_PDEATHSIG, EPERM, ALLOW)
     if processes:
         rules.decide(CLONE, 0, JUMP_ANY_BIT, CLONE_NEWUSER, EPERM, ALLOW)

@@ -131,7 +131,10 @@ class Server:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Return all of the candidate's environment; one thread a process, also for numeric libraries."""
+    """Return all of the candidate's environment.
+
+    One thread a process, also for numeric libraries; and no address space set aside for the memory of each thread.
+    """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -139,6 +142,7 @@ def environment(folder: str) -> dict[str, str]:
         "HOME": folder,
         "TMPDIR": folder,
         "PYTHONHASHSEED": "0",
+        "MALLOC_ARENA_MAX": "2",
         **threads,
     }
 
