@@ -52,9 +52,11 @@ def in_sight(more: Iterable[str]) -> list[str]:
 
 
 def home_of(program: str) -> list[str]:
-    """Return the folders that a program needs: its own, and where its link leads, with the libraries beside."""
-    folders = [os.path.dirname(os.path.abspath(program))]
-    folder = os.path.dirname(os.path.realpath(program))
-    prefix = os.path.dirname(folder)
-    shared = os.path.basename(folder) == "bin" and prefix not in ("/", os.path.expanduser("~"))
-    return [*folders, prefix if shared else folder]
+    """Return the folders that a program needs: where it is, and where its link leads, with what is beside a `bin`."""
+    folders = []
+    for path in (os.path.abspath(program), os.path.realpath(program)):
+        folder = os.path.dirname(path)
+        prefix = os.path.dirname(folder)
+        shared = os.path.basename(folder) == "bin" and prefix not in ("/", os.path.expanduser("~"))
+        folders.append(prefix if shared else folder)
+    return folders
