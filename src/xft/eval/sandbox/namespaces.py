@@ -27,7 +27,7 @@ SHARED_MB = 16
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 FRESH = CLONE_NEWUSER | CLONE_NEWNS | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # pid net ipc uts
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1 << 5, 1 << 12, 1 << 14, 1 << 18
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on all architectures
 SYS_CLONE, SYS_PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}.get(os.uname().machine, (-1, -1))
 AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 1, 0o2000000, 4
@@ -73,12 +73,17 @@ def enter_root(sight: Sequence[str], links: Mapping[str, str]) -> list[str]:
     syscall(SYS_PIVOT_ROOT, b".", b".", what="pivot_root")
     check(libc.umount2(b".", MNT_DETACH), "umount")
     os.chdir("/")
-    attributes = struct.pack("QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
-    syscall(SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes), what="mount_setattr")
+    read_only("/")
     for place, tree in {"/proc": proc, **devices}.items():
         move_mount(tree, place)
     private_disk(256, kept)
     return kept
+
+
+def read_only(path: str) -> None:
+    """Let nothing be written from here on down, nor devices be opened."""
+    flags = struct.pack("QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
+    syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, flags, len(flags), what=f"mount_setattr {path}")
 
 
 def make_place(path: str, folder: bool) -> None:
@@ -119,9 +124,9 @@ def settle(user: int, group: int, disk_mb: int, tasks: int, kept: Sequence[str])
     try:
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         limit_process_ids(tasks)
-        mount(None, "/proc", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    except PermissionError:  # inside most containers
-        mount("tmpfs", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k")
+    except PermissionError:  # inside most containers, whose own is left, with their processes' names
+        pass
+    read_only("/proc")
     os.mkdir(FOLDER, 0o700)
 
 

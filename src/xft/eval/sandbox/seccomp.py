@@ -131,7 +131,7 @@ def program(*, landlock: int | None, processes: bool) -> bytes:
     if machine not in ARCHITECTURES:
         raise OSError(f"no system call filter for {machine}")
     column, audit = ARCHITECTURES[machine]
-    rules = _Rules(column)
+    rules = Rules(column)
     rules.code += [bpf(LOAD, 4), bpf(JUMP_EQUAL, audit, 1, 0), bpf(RETURN, KILL_PROCESS), bpf(LOAD, 0)]
     if column == 0:  # x32 numbers would pass by the rest
         rules.code += [bpf(JUMP_AT_LEAST, 0x40000000, 0, 1), bpf(RETURN, EPERM)]
@@ -174,7 +174,7 @@ def program(*, landlock: int | None, processes: bool) -> bytes:
     return rules.finish()
 
 
-class _Rules:
+class Rules:
     """A filter in the making, for one column of the tables."""
 
     def __init__(self, column: int) -> None:
