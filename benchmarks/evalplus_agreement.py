@@ -221,7 +221,7 @@ Sample = dict[str, Any]
 
 
 def run_evalplus(
-    python: str, bench: str, samples: Sequence[Sample], out: Path, data: Path, workers: int
+    bench: str, samples: Sequence[Sample], out: Path, options: argparse.Namespace, workers: int
 ) -> dict[str, Any]:
     """Let EvalPlus judge the samples that its file of verdicts lacks; return base and plus of each."""
     dataset, file = SETS[bench]
@@ -229,20 +229,20 @@ def run_evalplus(
     known = _read(verdicts)
     missing = [sample for sample in samples if sample["id"] not in known]
     if missing:
-        unpacked = out / f"{file}.jsonl"
+        unpacked = options.out / f"{file}.jsonl"
         if not unpacked.exists():
-            unpacked.write_bytes(gzip.decompress((data / f"{file}.jsonl.gz").read_bytes()))
+            unpacked.write_bytes(gzip.decompress((options.data / f"{file}.jsonl.gz").read_bytes()))
         asked = out / f"{dataset}-asked.jsonl"
         asked.write_text("".join(json.dumps(sample) + "\n" for sample in missing))
         driver = out / "driver.py"
         driver.write_text(DRIVER)
         environment = {
             **os.environ,
-            "XDG_CACHE_HOME": str(out / "cache"),
-            "HUMANEVAL_OVERRIDE_PATH": str(out / "HumanEvalPlus.jsonl"),
-            "MBPP_OVERRIDE_PATH": str(out / "MbppPlus.jsonl"),
+            "XDG_CACHE_HOME": str(options.out / "cache"),
+            "HUMANEVAL_OVERRIDE_PATH": str(options.out / "HumanEvalPlus.jsonl"),
+            "MBPP_OVERRIDE_PATH": str(options.out / "MbppPlus.jsonl"),
         }
-        command = [python, driver, dataset, asked, verdicts, str(workers), str(LEAST_S)]
+        command = [options.evalplus, driver, dataset, asked, verdicts, str(workers), str(LEAST_S)]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         known = _read(verdicts)
     return {sample["id"]: {part: known[sample["id"]][part] for part in PARTS} for sample in samples}
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--mutants", type=int, default=6, help="of each problem; half as many wrapped ones come on top")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit", type=int, help="of samples made here, drawn from all; a larger one goes on")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bench", choices=sorted(SETS), action="append")
     parser.add_argument("--samples", action="append", default=[], metavar="BENCH=FILE")
@@ -316,6 +317,8 @@ def main() -> None:
             for task, problem in problems.items()
             for number, (kind, program) in enumerate(mutants(problem, options.mutants, options.seed))
         ]
+        random.Random(options.seed).shuffle(samples)
+        samples = samples[: options.limit]
         for entry in options.samples:
             name, _, file = entry.partition("=")
             samples += samples_of(Path(file), problems) if name == bench else []
@@ -325,10 +328,11 @@ def main() -> None:
 def compare(bench: str, samples: list[Sample], options: argparse.Namespace) -> None:
     """Compare one benchmark's verdicts."""
     began = time.monotonic()
-    theirs = run_evalplus(options.evalplus, bench, samples, options.out, options.data, options.workers)
+    print(f"{bench}: {len(samples)} samples", flush=True)
+    theirs = run_evalplus(bench, samples, options.out, options, options.workers)
     middle = time.monotonic()
     ours = run_ours(bench, samples, options.out, options.workers)
-    print(f"{bench}: {len(samples)} samples; EvalPlus {middle - began:.0f} s, xft {time.monotonic() - middle:.0f} s")
+    print(f"  EvalPlus {middle - began:.0f} s, xft {time.monotonic() - middle:.0f} s")
     by_name = {sample["id"]: sample for sample in samples}
     different = disagreements(ours, theirs)
     slow = [name for name in different if "timeout" in (ours[name]["status"], *theirs[name].values())]
@@ -336,7 +340,7 @@ def compare(bench: str, samples: list[Sample], options: argparse.Namespace) -> N
         alone = options.out / f"alone-{attempt}"
         alone.mkdir(exist_ok=True)
         again = [by_name[name] for name in slow]
-        theirs |= run_evalplus(options.evalplus, bench, again, alone, options.data, 1)
+        theirs |= run_evalplus(bench, again, alone, options, 1)
         ours |= run_ours(bench, again, alone, 1)
         slow = [name for name in disagreements(ours, theirs) if name in slow]
         if not slow:

@@ -41,7 +41,8 @@ LIMITS: Mapping[str, Any] = {
 """A call has max(call_seconds, call_factor x the canonical solution's time), all calls of a set together `seconds`."""
 RTOL, FLOAT_ATOL = 1e-7, 1e-6
 PARTS = ("base", "plus")
-CANONICAL_REPLY_BYTES = 1 << 26
+CANONICAL_S, CANONICAL_REPLY_BYTES = 600.0, 1 << 26
+"""Limits of a call of a canonical solution, whose time sets those of the candidates."""
 
 Oracle = Callable[[tuple[Any, ...], Any, Any, float], bool]
 """Says whether an answer is right, given arguments, expected answer, answer, and the problem's absolute tolerance."""
@@ -180,7 +181,7 @@ def _compute(problem: Problem, sandbox: Sandbox) -> dict[str, Any]:
             last = now
 
         calls = [
-            Call(arguments=arguments, seconds=MOST_S, reply_bytes=CANONICAL_REPLY_BYTES)
+            Call(arguments=arguments, seconds=CANONICAL_S, reply_bytes=CANONICAL_REPLY_BYTES)
             for arguments in problem.tests.inputs[part]
         ]
         outcome = sandbox.call(problem.stub + problem.canonical, problem.entry_point, calls, keep, memory_mb=MEMORY_MB)
