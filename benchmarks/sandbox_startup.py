@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import get_args
 
 from xft.errors import SandboxError
-from xft.eval.sandbox import Call, Returned, Sandbox
+from xft.eval.sandbox import Call, Level, Returned, Sandbox
 
 CODE = "import time\nbegan = time.monotonic()\ndef f(): return began"
 Times = tuple[float, float]
@@ -67,10 +69,10 @@ def main() -> None:
     count = parser.parse_args().candidates
     print(f"{count} candidates each, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors, milliseconds")
     print(f"{'':<26}{'start':>8}{'tear-down':>11}{'both':>9}{'95%':>9}{'least':>9}")
-    for level in ("namespaces", "landlock", "unsafe"):
+    for level in get_args(Level):
         try:
-            with Sandbox(level, allow_unsafe=True) as box:  # type: ignore[arg-type]
-                print(row(f"sandbox: {level}", lambda box=box: in_sandbox(box), count))
+            with Sandbox(level, allow_unsafe=True) as box:
+                print(row(f"sandbox: {level}", partial(in_sandbox, box), count))
         except SandboxError as error:
             print(f"sandbox: {level}: not run: {error}")
     print(row("plain fork + exec python", plain, count))
