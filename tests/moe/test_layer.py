@@ -99,6 +99,93 @@ def test_autocast_computes_experts_in_bf16_close_to_fp32() -> None:
     assert 1e-5 < error < 2e-2  # it was rounded, and only that
 
 
+def kept_experts(tokens: int, keep: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Random hidden states, kept experts and their weights."""
+    torch.manual_seed(tokens)
+    ids_TK = torch.rand(tokens, EXPERTS - 1).topk(keep, dim=-1).indices
+    x_TD = torch.randn(tokens, HIDDEN, dtype=dtype, requires_grad=True)
+    return x_TD, ids_TK, torch.rand(tokens, keep, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh")])
+def test_the_hand_written_gradient_is_that_of_finite_differences(activation: nn.Module, tokens: int) -> None:
+    experts = Experts(3, 2, EXPERTS - 1, activation).double()
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    x_TD, ids_TK, weights_TK = kept_experts(tokens, 2)
+
+    def run(x_TD: Tensor, weights_TK: Tensor, *stacks: Tensor) -> Tensor:
+        names = [name for name, _ in experts.named_parameters()]
+        return torch.func.functional_call(experts, dict(zip(names, stacks, strict=True)), (x_TD, ids_TK, weights_TK))
+
+    x_TD = x_TD[:, :3].detach().requires_grad_()
+    assert torch.autograd.gradcheck(run, (x_TD, weights_TK, *experts.parameters()))
+
+
+def test_autocast_over_fp32_masters_is_bit_for_bit_bf16_on_rounded_weights() -> None:
+    masters = make_layer(3).experts
+    rounded = Experts(HIDDEN, FFN, EXPERTS - 1, masters.activation).bfloat16()
+    with torch.no_grad():
+        for parameter, master in zip(rounded.parameters(), masters.parameters(), strict=True):
+            parameter.copy_(master)
+            master.copy_(master.bfloat16())
+    x_TD, ids_TK, weights_TK = kept_experts(50, 2, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_TD = masters(x_TD, ids_TK, weights_TK)
+    expected_TD = rounded(x_TD.bfloat16(), ids_TK, weights_TK)
+    assert torch.equal(y_TD, expected_TD)
+    gradients = torch.autograd.grad(y_TD.float().square().sum(), [x_TD, weights_TK, *masters.parameters()])
+    expected = torch.autograd.grad(expected_TD.float().square().sum(), [x_TD, weights_TK, *rounded.parameters()])
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert found.dtype == torch.float32
+        assert wanted.abs().max() > 0
+        assert torch.equal(found, wanted.float())
+
+
+def test_bf16_gradients_are_those_of_fp64_up_to_rounding() -> None:
+    exact = make_layer(3).experts.bfloat16().double()
+    rough = Experts(HIDDEN, FFN, EXPERTS - 1, exact.activation).bfloat16()
+    rough.load_state_dict(exact.state_dict())
+    x_TD, ids_TK, weights_TK = kept_experts(50, 2)
+    gradients = []
+    for experts, dtype in ((exact, torch.float64), (rough, torch.bfloat16)):
+        y_TD = experts(x_TD.to(torch.bfloat16).to(dtype), ids_TK, weights_TK.float())
+        gradients.append(torch.autograd.grad(y_TD.sum(), [x_TD, weights_TK, *experts.parameters()]))
+    for wanted, found in zip(*gradients, strict=True):
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 2e-2
+
+
+def test_frozen_experts_get_no_gradient_and_change_no_other() -> None:
+    layer, x_TD = make_layer(3), torch.randn(7, HIDDEN, requires_grad=True)
+    layer(x_TD[None]).square().sum().backward()
+    expected = x_TD.grad
+    x_TD.grad = None
+    layer.experts.requires_grad_(False).zero_grad(set_to_none=True)
+    layer(x_TD[None]).square().sum().backward()
+    assert expected is not None and x_TD.grad is not None
+    assert torch.equal(x_TD.grad, expected)
+    assert all(parameter.grad is None for parameter in layer.experts.parameters())
+
+
+def test_autocast_keeps_no_second_copy_of_a_stack_for_the_backward_pass() -> None:
+    experts = make_layer(3).experts
+    x_TD, ids_TK, weights_TK = kept_experts(50, 2, torch.float32)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        experts(x_TD, ids_TK, weights_TK)
+    stacks = {parameter.data_ptr() for parameter in experts.parameters()}
+    assert {tensor.data_ptr() for tensor in kept if tensor.dim() == 3} == stacks
+    rows = 50 * 2
+    floats = sum(tensor.numel() for tensor in kept if tensor.dtype == torch.bfloat16)
+    assert floats == 50 * HIDDEN + rows * HIDDEN + 2 * rows * FFN  # x, the experts' outputs, gate and up
+
+
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_under_bf16_autocast_our_experts_multiply_in_bf16_and_routers_in_fp32(
     model_type: str, moe_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -109,10 +196,10 @@ def test_under_bf16_autocast_our_experts_multiply_in_bf16_and_routers_in_fp32(
     products: list[tuple[torch.dtype, ...]] = []
     linears: list[tuple[torch.dtype, ...]] = []
     functional = xft.moe.layer.F
-    grouped_mm, linear = functional.grouped_mm, functional.linear
+    mm, linear = torch.mm, functional.linear
 
     def watched_product(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        result = grouped_mm(x, weight, **options)
+        result = mm(x, weight, **options)
         products.append((x.dtype, weight.dtype, result.dtype))
         return result
 
@@ -122,16 +209,16 @@ def test_under_bf16_autocast_our_experts_multiply_in_bf16_and_routers_in_fp32(
             linears.append((x.dtype, weight.dtype, result.dtype))  # autocast would show in the result
         return result
 
-    monkeypatch.setattr(functional, "grouped_mm", watched_product)
+    monkeypatch.setattr(torch, "mm", watched_product)
     monkeypatch.setattr(functional, "linear", watched_linear)
     ids = torch.arange(3, 33)[None]
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(ids, labels=ids).loss
+    layers, routed = model.config.num_hidden_layers, model.config.xft["experts"] - 1
+    assert products == [(torch.bfloat16,) * 3] * (3 * routed * layers)  # gate, up, down: ours ran, once an expert
     loss.backward()
-
-    layers = model.config.num_hidden_layers
+    assert set(products) == {(torch.bfloat16,) * 3}  # the backward pass too
     assert len(routers) == layers
-    assert products == [(torch.bfloat16,) * 3] * (3 * layers)  # gate, up, down: ours ran, once a layer
     assert linears == [(torch.float32,) * 3] * (3 * layers)  # hidden, scores, noise
     for layer in model.model.layers:
         assert type(layer.mlp) is MoELayer

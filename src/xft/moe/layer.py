@@ -5,11 +5,13 @@ Shapes: B batch, S sequence, T = B*S tokens, D hidden size, F FFN size, R routed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from xft.moe.routers import ROUTERS, Routing
 
@@ -52,22 +54,113 @@ class Router(nn.Module):
             return RouterOutput(self.route(noisy_TR, self.keep), logits_TR, noisy_TR, std_TR)
 
 
-class _Permute(torch.autograd.Function):
-    """Index rows by a permutation; the backward pass is a gather too, not a scatter-add."""
+class _Dispatch(NamedTuple):
+    """Rows of one layer sorted by expert; a token has K rows, one per kept expert (N = T*K)."""
+
+    token_N: Tensor
+    """The token of each row."""
+    row_TK: Tensor
+    """The row of each token's kept experts."""
+    counts_R: list[int]
+    """How many rows each expert has."""
+
+
+def _dispatch(ids_TK: Tensor, routed: int) -> _Dispatch:
+    expert_N = ids_TK.reshape(-1)
+    order_N = expert_N.argsort(stable=True)
+    row_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=ids_TK.device))
+    counts_R: list[int] = torch.bincount(expert_N, minlength=routed).tolist()
+    return _Dispatch(order_N // ids_TK.shape[1], row_N.view_as(ids_TK), counts_R)
+
+
+class _MixExperts(torch.autograd.Function):
+    """Weighted sum of the kept experts' outputs, one expert after the other.
+
+    Written by hand because autograd over stacked matrices casts and differentiates whole stacks: here an expert's cast
+    matrices and its (M, F) intermediates, M being its rows, are used while they are in the cache, and a stack is never
+    held in a second dtype. Saved for the backward pass are the gate and up projections and the experts' outputs;
+    `activation(gate) * up` is computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return rows[order]
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        gate_RFD: Tensor,
+        up_RFD: Tensor,
+        down_RDF: Tensor,
+        dispatch: _Dispatch,
+        activation: nn.Module,
+        keep: bool,
+    ) -> Tensor:
+        y_ND = x_TD.new_empty(len(dispatch.token_N), x_TD.shape[1])
+        projected: list[Tensor] = []
+        for expert, rows in _slices(dispatch.counts_R):
+            x_MD = x_TD.index_select(0, dispatch.token_N[rows])
+            gate_MF = torch.mm(x_MD, gate_RFD[expert].to(x_TD.dtype).t())
+            up_MF = torch.mm(x_MD, up_RFD[expert].to(x_TD.dtype).t())
+            torch.mm(activation(gate_MF) * up_MF, down_RDF[expert].to(x_TD.dtype).t(), out=y_ND[rows])
+            projected += [gate_MF, up_MF] if keep else []
+        if keep:
+            ctx.save_for_backward(x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, y_ND, *dispatch[:2], *projected)
+            ctx.counts_R, ctx.activation = dispatch.counts_R, activation
+        return _sum_rows(y_ND, dispatch.row_TK, weights_TK.to(y_ND.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0][inverse], None, None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy_TD,) = grads
+        x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, y_ND, token_N, row_TK, *projected = ctx.saved_tensors
+        weights_N = torch.empty_like(weights_TK).view(-1).scatter_(0, row_TK.view(-1), weights_TK.reshape(-1))
+        dweights_N = torch.empty_like(weights_N)
+        dx_ND = torch.empty_like(y_ND)
+        dgate_RFD, dup_RFD, ddown_RDF = (
+            torch.empty_like(weight) if needed else None
+            for weight, needed in zip((gate_RFD, up_RFD, down_RDF), ctx.needs_input_grad[2:5], strict=True)
+        )
+        for expert, rows in _slices(ctx.counts_R):
+            gate_MF, up_MF = (tensor.detach().requires_grad_() for tensor in projected[2 * expert : 2 * expert + 2])
+            with torch.enable_grad():
+                hidden_MF = ctx.activation(gate_MF) * up_MF
+            x_MD, dy_MD = x_TD.index_select(0, token_N[rows]), dy_TD.index_select(0, token_N[rows])
+            torch.sum(dy_MD * y_ND[rows], -1, dtype=dweights_N.dtype, out=dweights_N[rows])
+            dy_MD = dy_MD * weights_N[rows, None].to(dy_MD.dtype)
+            dhidden_MF = torch.mm(dy_MD, down_RDF[expert].to(dy_MD.dtype))
+            dgate_MF, dup_MF = torch.autograd.grad(hidden_MF, (gate_MF, up_MF), dhidden_MF)
+            torch.mm(dgate_MF, gate_RFD[expert].to(x_TD.dtype), out=dx_ND[rows])
+            dx_ND[rows].addmm_(dup_MF, up_RFD[expert].to(x_TD.dtype))
+            _put_product(dgate_RFD, expert, dgate_MF, x_MD)
+            _put_product(dup_RFD, expert, dup_MF, x_MD)
+            _put_product(ddown_RDF, expert, dy_MD, hidden_MF.detach())
+        dx_TD = _sum_rows(dx_ND, row_TK, None)
+        return dx_TD, dweights_N[row_TK], dgate_RFD, dup_RFD, ddown_RDF, None, None, None
+
+
+def _slices(counts_R: list[int]) -> Iterator[tuple[int, slice]]:
+    end = 0
+    for expert, count in enumerate(counts_R):
+        end += count
+        yield expert, slice(end - count, end)
+
+
+def _sum_rows(rows_ND: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
+    """Sum each token's K rows, weighted; an embedding bag gathers and sums in one pass, in fp32 inside."""
+    return F.embedding_bag(row_TK, rows_ND, per_sample_weights=weights_TK, mode="sum")
+
+
+def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tensor) -> None:
+    """Write an expert's weight gradient into the stack, cast to the stack's dtype."""
+    if grad_ROI is None:
+        return
+    if grad_ROI.dtype == x_MI.dtype:
+        torch.mm(dy_MO.t(), x_MI, out=grad_ROI[expert])
+    else:
+        grad_ROI[expert] = torch.mm(dy_MO.t(), x_MI)
 
 
 class Experts(nn.Module):
-    """R gated FFNs in three stacked matrices, computed as grouped matrix products."""
+    """R gated FFNs in three stacked matrices."""
 
     def __init__(self, hidden_size: int, ffn_size: int, routed: int, activation: nn.Module) -> None:
         super().__init__()
@@ -78,32 +171,14 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of the kept experts' outputs, (T, D)."""
-        tokens, keep = ids_TK.shape
         device = x_TD.device.type
-        # grouped_mm is not autocast-enabled and would cast its input to the weights' dtype: cast the weights instead.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.gate_proj.dtype
-        expert_N = ids_TK.reshape(-1)  # N = T*K rows, one per kept expert
-        order_N = expert_N.argsort(stable=True)
-        inverse_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=x_TD.device))
-        ends_R = torch.bincount(expert_N, minlength=len(self.gate_proj)).cumsum(0).to(torch.int32)
-
-        x_ND = x_TD.to(dtype)[:, None, :].expand(-1, keep, -1).reshape(tokens * keep, -1)
-        x_ND = _permute(x_ND, order_N, inverse_N)
-        gate_NF = self._product(x_ND, self.gate_proj.to(dtype), ends_R)
-        up_NF = self._product(x_ND, self.up_proj.to(dtype), ends_R)
-        y_ND = self._product(self.activation(gate_NF) * up_NF, self.down_proj.to(dtype), ends_R)
-        y_TKD = _permute(y_ND, inverse_N, order_N).view(tokens, keep, -1)
-        return torch.bmm(weights_TK[:, None, :].to(dtype), y_TKD)[:, 0]
-
-    @staticmethod
-    def _product(x_NI: Tensor, weight_ROI: Tensor, ends_R: Tensor) -> Tensor:
-        product: Tensor = F.grouped_mm(x_NI, weight_ROI.transpose(1, 2), offs=ends_R)
-        return product
-
-
-def _permute(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    permuted: Tensor = _Permute.apply(rows, order, inverse)  # type: ignore[no-untyped-call]
-    return permuted
+        with torch.autocast(device, enabled=False):  # it would cast again what is cast here
+            mixed_TD: Tensor = _MixExperts.apply(  # type: ignore[no-untyped-call]
+                x_TD.to(dtype), weights_TK, self.gate_proj, self.up_proj, self.down_proj,
+                _dispatch(ids_TK, len(self.gate_proj)), self.activation, torch.is_grad_enabled(),
+            )  # fmt: skip
+        return mixed_TD
 
 
 class MoELayer(nn.Module):
