@@ -20,30 +20,28 @@ class Process(NamedTuple):
 
     pid: int
     group: int
-    alive: bool
     threads: int
     resident: int
     """Bytes."""
 
 
 def descendants(pid: int) -> list[Process]:
-    """Return the living processes below one, parents before their children."""
+    """Return the processes below one, parents before their children, and those that nobody has reaped."""
     children: dict[int, list[Process]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             line = read(f"/proc/{entry}/stat")
             if not line:  # gone meanwhile
                 continue
-            state, parent, group, *rest = line[line.rindex(b")") + 2 :].split()
-            alive = state not in (b"Z", b"X")
-            process = Process(int(entry), int(group), alive, int(rest[14]), int(rest[18]) * PAGE)
+            _state, parent, group, *rest = line[line.rindex(b")") + 2 :].split()
+            process = Process(int(entry), int(group), int(rest[14]), int(rest[18]) * PAGE)
             children.setdefault(int(parent), []).append(process)
     found: list[Process] = []
     queue = [pid]
     for parent_pid in queue:
         found += children.get(parent_pid, [])
         queue += [child.pid for child in children.get(parent_pid, [])]
-    return [process for process in found if process.alive]
+    return found
 
 
 def own_memory(process: Process) -> int:

@@ -1,34 +1,46 @@
-"""Run one candidate program in its own confined process and say how it ended.
+"""Run untrusted programs in confined processes and say how they ended: the sandbox's interface.
 
-The verdict. A candidate passes when it reaches the last line of its program, tests included, and returns the random
-token of this run over a channel of its own. Exit codes and output prove nothing: `sys.exit(0)`, `os._exit(0)`,
-`raise SystemExit` and printed markers fail. Output is thrown away, input is empty, `__name__` is "candidate".
+    run        a Python program with its tests inside
+    call       a Python function, called here and there: its answers are compared in this process
+    execute    files and commands: compilers and programs of other languages
 
-The parent (this module) keeps the clock, counts processes and memory, and kills everything from outside. The
-candidate's side is `xft/eval/runner.py`.
+The verdict. What a candidate prints and the code it exits with prove nothing: `sys.exit(0)`, `os._exit(0)`, `raise
+SystemExit` and printed markers fail. A program of `run` passes when it gets to its end, where the runner returns a
+random token. The process of `call` gets arguments and returns plain values; it never holds what is expected, and the
+judge sees copies, so that nothing of the candidate's own runs where the verdict is made. A command of `execute` passes
+when the last line it prints is the proof that the caller put into its tests.
 
-Levels, strongest first; the strongest that proves itself is used.
+Who does what. This process keeps the clock, reads without waiting and no more than it asked for, judges, and ends a
+candidate at its first wrong answer. One warm server for each concurrent call (`warm.py`, a bare interpreter that runs
+nothing of a candidate) forks candidates behind the walls, looks at their processes every 0.1 s, and kills and reaps all
+that is left before the next one starts. A server dies with this process, and its candidate with it.
 
-    namespaces   Own users, processes, network, IPC, mounts. No network, no other processes in sight, all files
-                 read-only but the working folder (a private 64 MB disk), no devices, no capabilities, and the filter of
-                 system calls. Whatever the candidate starts dies with it.
-    seccomp      A filter of system calls alone: no sockets, no tracing, no new processes (threads are allowed), no
-                 signals to others, no file opened for writing, created, changed or removed; no capabilities.
-    unsafe       Limits and killing only. The candidate can do what the user can do, but start processes; root's
-                 candidate can do even that, and a root's fork bomb may outrun the killing. Never chosen unasked.
+Levels, strongest first; the strongest that proves itself by keeping a program in is used.
 
-At every level: a wall-clock limit (seconds, from the moment the candidate starts), CPU seconds, address space a process
-(megabytes, also for the resident sum of all processes), 64 MB a file, 64 open files, 64 processes, no core dump, an
-empty environment, a fresh folder that is removed, the standard library only, a fixed hash seed.
+    namespaces   For each candidate: own users, processes, network, IPC, host name, mounts. It sees the system's programs
+                 and libraries, its interpreter and tools, read-only; private disks at /tmp and /dev/shm; its own
+                 processes. No network, no devices, no capabilities, and the filter of system calls.
+    landlock     The same files in sight, enforced by Landlock; only the working folder can be written. The filter also
+                 refuses new processes to Python candidates (threads are allowed), changes of owners, modes and times,
+                 and, where Landlock is older than signals' scope (Linux 6.12), signals. It sees the machine's list of
+                 processes. Needs neither root nor namespaces, so it works in most containers.
+    unsafe       Limits and killing only: a candidate can do what the user can do. Never chosen unasked.
 
-Not defended in this version:
+Limits at every level: wall-clock seconds; megabytes of memory, as address space of a Python process beyond the bare
+interpreter's and as resident sum of all processes; 64 MB a file and a disk, 512 MB for commands; 64 processes; 256 open
+files; an empty environment, empty input, a fixed hash seed, no core dumps. Python candidates can import the standard
+library, and what `libraries` or their own interpreter add.
 
-* Forging from inside. HumanEval's tests run in the candidate's process, so code that walks frames can find the token,
-  and objects whose `__eq__` is always true satisfy the tests. The next version compares in the parent.
-* Reading. The candidate can read what the user can read (the benchmark's answers too); it has no network to send it by.
-* The kernel's own faults, and side channels.
-* Memory over the sum, and processes over 64 where the user is root, between two looks 0.1 s apart. Root's processes
-  are not counted by the kernel; from Linux 6.14 on a PID namespace has 364 at most.
+What remains possible:
+
+* Where tests are inside the program (`run`, `execute`) code that looks for the token or proof in its own process or
+  files, and objects that equal everything, can forge a pass. Only `call` defends against that.
+* Between two looks memory can be over the sum of several processes, or files over 512 MB at level landlock. There
+  root's processes are not counted by the kernel either, so a fork bomb of `execute` has up to 0.1 s.
+* At level landlock programs that need child processes or POSIX semaphores fail, and names and arguments of other
+  processes can be read; before Linux 6.12 commands can abort (SIGABRT) other processes of the same user.
+* Timing: a candidate can tell how long things take, and slow its neighbours down within its limits.
+* The kernel's own faults.
 """
 
 from __future__ import annotations
@@ -40,6 +52,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +67,8 @@ from xft.eval.sandbox.sight import home_of
 DISK_MB = 64
 COMMANDS_DISK_MB = 512
 PROBE_S = 60.0
+PAUSE_S = 0.3
+"""Between a fault and the second try: the machine may be short of something for a moment."""
 
 
 class Sandbox:
@@ -175,6 +190,7 @@ class Sandbox:
             except (Fault, OSError) as fault:
                 if attempt == 2:
                     raise SandboxError(f"the sandbox (level {self.level}) failed twice: {fault}") from None
+                time.sleep(PAUSE_S)
         raise AssertionError("unreachable")
 
     @contextlib.contextmanager
