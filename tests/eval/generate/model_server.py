@@ -41,10 +41,8 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        if SCRIPT.get("models") == "missing":
-            return self.send(404, {"error": {"message": "no such place"}})
-        if SCRIPT.get("models") == "refused":
-            return self.send(401, {"error": {"message": "wrong key sk-\u0007x"}})
+        if "models" in SCRIPT:
+            return self.meet(SCRIPT["models"], {}, "")
         self.send(200, {"data": [{"id": "toy-1"}, {"id": "toy-2"}]})
 
     def do_POST(self) -> None:
@@ -77,7 +75,9 @@ class Server(BaseHTTPRequestHandler):
         elif kind == "status":
             status, _, wait = detail.partition(":")
             self.send(
-                int(status), {"error": {"message": f"scripted {status}"}}, **({"Retry_After": wait} if wait else {})
+                int(status),
+                {"error": {"message": f"scripted {status}\na\x07b"}},
+                **({"Retry_After": wait} if wait else {}),
             )
         elif kind == "redirect":
             self.send(307, b"", Location=detail)

@@ -84,6 +84,21 @@ def test_answers_are_those_of_transformers_own_generate(backend: Any, tmp_path: 
         assert sample["completion"] == backend.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("window", [None, 24])
+def test_other_families_answer_the_same_in_batches(dense_of: Any, tmp_path: Path, window: int | None) -> None:
+    model = dense_of("mistral", sliding_window=window)
+    made = [
+        answers(opened(model, batch=batch), tmp_path / str(batch), n=2, temperature=1.0, max_new_tokens=30)
+        for batch in (1, 7)
+    ]
+    assert made[0] == made[1]
+
+
+def test_a_mixture_answers_the_same_in_batches(tiny_moe: Path, tmp_path: Path) -> None:
+    made = [answers(opened(tiny_moe, batch=batch), tmp_path / str(batch)) for batch in (1, 5)]
+    assert made[0] == made[1]
+
+
 def test_sampling_differs_by_seed_and_by_sample_and_comes_back_with_the_seed(backend: Any, tmp_path: Path) -> None:
     how: dict[str, Any] = {"n": 4, "temperature": 1.0, "max_new_tokens": 12}
     first = answers(backend, tmp_path / "first", seed=1, **how)

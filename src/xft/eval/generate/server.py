@@ -40,6 +40,7 @@ MAX_STOPS = 4
 """Stop strings that every server takes; the text is cut at the others when it is here."""
 AGAIN = {408, 409, 425, 429}
 """HTTP statuses below 500 that say: try again."""
+NO_ENTRY = {401, 403}
 
 
 class ServerBackend:
@@ -200,30 +201,32 @@ class ServerBackend:
                 said = _said(error)
             if error.code in AGAIN or error.code >= 500:
                 raise _TryAgainError(said, wish=_wish(error.headers.get("Retry-After"))) from None
-            hint = f" (the key comes from {KEY})" if error.code in (401, 403) else ""
-            raise FetchError(f"{self.url}/{endpoint}: refused: {said}{hint}") from None
+            hint = f" (the key comes from {KEY})" if error.code in NO_ENTRY else ""
+            raise _RefusedError(f"{self.url}/{endpoint}: refused: {said}{hint}", error.code) from None
         except urllib.error.URLError as error:
-            raise _TryAgainError(f"not reached ({error.reason})") from None
+            raise _TryAgainError(f"not reached ({error.reason})", reached=False) from None
         except TimeoutError:
-            raise _TryAgainError(f"no reply within {TIMEOUT:.0f} s") from None
+            raise _TryAgainError(f"no reply within {TIMEOUT:.0f} s", reached=False) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _TryAgainError(f"the connection broke ({type(error).__name__})") from None
+            raise _TryAgainError(f"the connection broke ({type(error).__name__})", reached=False) from None
         except ValueError:
             raise _TryAgainError("a reply that is no JSON") from None
 
     def _models(self) -> list[str]:
-        """Return what the server says it serves, and so find out at once that there is one."""
+        """Return what the server says it serves, if it does, and so find out at once that there is one."""
         try:
             tree = self._request("models", None)
         except _TryAgainError as error:
+            if error.reached:  # it has no such list, or is loading its model; the first answer will show
+                return []
             raise FetchError(
                 f"{self.url}: no server answers: {error}; start one (llama-server -m MODEL.gguf, vllm serve MODEL), "
-                "wait until it has loaded its model, or correct the address"
+                "or correct the address"
             ) from None
-        except FetchError as error:
-            if "HTTP 404" in str(error) or "HTTP 405" in str(error):  # a server without a list of models
-                return []
-            raise
+        except _RefusedError as error:
+            if error.status in NO_ENTRY:
+                raise
+            return []
         entries = tree.get("data") if isinstance(tree, dict) else None
         return [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
 
@@ -238,11 +241,19 @@ def sendable_stops(stop: Sequence[str]) -> list[str]:
 
 
 class _TryAgainError(Exception):
-    """Report a fault that may go away; `wish` is the server's Retry-After in seconds."""
+    """Report a fault that may go away: whether a server was `reached`, and its Retry-After in seconds as `wish`."""
 
-    def __init__(self, message: str, wish: float | None = None) -> None:
+    def __init__(self, message: str, *, reached: bool = True, wish: float | None = None) -> None:
         super().__init__(message)
-        self.wish = wish
+        self.reached, self.wish = reached, wish
+
+
+class _RefusedError(FetchError):
+    """Report a request that the server refused with an HTTP `status`."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _StoppedError(FetchError):
