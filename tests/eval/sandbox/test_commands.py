@@ -45,7 +45,7 @@ WRONG = {
     "proof in stderr": ("echo done >&2", "exited", "ended with code 0 before the end of the tests"),
     "proof and a failure": ("echo done; echo 'first' >&2; echo 'last' >&2; exit 3", "failed", "last"),
     "failure without a word": ("exit 3", "failed", "ended with code 3 before the end"),
-    "killed": ("kill -9 $$", "failed", "killed by SIGKILL"),
+    "killed": (f"exec {PYTHON} -c 'import os; os.abort()'", "failed", "killed by SIGABRT"),
     "no end": ("while :; do :; done", "timeout", "no end of sh within 1 s"),
 }
 

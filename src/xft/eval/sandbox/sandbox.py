@@ -17,13 +17,14 @@ that is left before the next one starts. A server dies with this process, and it
 
 Levels, strongest first; the strongest that proves itself by keeping a program in is used.
 
-    namespaces   For each candidate: own users, processes, network, IPC, host name, mounts. It sees the system's programs
-                 and libraries, its interpreter and tools, read-only; private disks at /tmp and /dev/shm; its own
-                 processes. No network, no devices, no capabilities, and the filter of system calls.
+    namespaces   For each candidate: own users, processes, network, IPC, host name, mounts. It sees the programs and
+                 libraries of the system, its interpreter and tools, read-only; private disks at /tmp and /dev/shm;
+                 its own processes. No network, no devices, no capabilities, and the filter of system calls.
     landlock     The same files in sight, enforced by Landlock; only the working folder can be written. The filter also
                  refuses new processes to Python candidates (threads are allowed), changes of owners, modes and times,
-                 and, where Landlock is older than signals' scope (Linux 6.12), signals. It sees the machine's list of
-                 processes. Needs neither root nor namespaces, so it works in most containers.
+                 and what an older Landlock does not govern: signals before Linux 6.12, cutting a file short by its
+                 name before 6.2, moving files between folders before 5.19. It sees the machine's list of processes.
+                 Needs neither root nor namespaces, so it works in most containers.
     unsafe       Limits and killing only: a candidate can do what the user can do. Never chosen unasked.
 
 Limits at every level: wall-clock seconds; megabytes of memory, as address space of a Python process beyond the bare
@@ -258,7 +259,10 @@ def detect_level() -> tuple[Level, str]:
 
 PROBE = """
 import os, socket
-for attempt in (socket.socket, lambda: open({target!r}, "w"), lambda: os.kill({pid}, 0)):
+for attempt in (
+    socket.socket, lambda: open({path!r}), lambda: open({path!r}, "w"), lambda: os.unlink({path!r}),
+    lambda: os.kill({pid}, 0),
+):
     try:
         attempt()
     except OSError:
@@ -272,7 +276,8 @@ for attempt in (socket.socket, lambda: open({target!r}, "w"), lambda: os.kill({p
 def _disproof(level: Level) -> str:
     """Say why a level does not confine programs here; "" when it does."""
     with tempfile.TemporaryDirectory(prefix="xft-") as folder:
-        probe = PROBE.format(target=str(Path(folder, "written")), pid=os.getpid())
+        Path(folder, "private").touch()
+        probe = PROBE.format(path=str(Path(folder, "private")), pid=os.getpid())
         try:
             server = Server(level, python=None, libraries={}, tools=(), preload=())
             try:
