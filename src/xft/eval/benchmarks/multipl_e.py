@@ -30,7 +30,7 @@ SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tests:
+class Suite:
     """What a problem has beside its stub."""
 
     text: str
@@ -68,7 +68,7 @@ class MultiplE:
                     task_id=str(row["name"]),
                     stub=stub,
                     entry_point=entry,
-                    tests=Tests(text=tests, stops=tuple(map(str, row["stop_tokens"]))),
+                    tests=Suite(text=tests, stops=tuple(map(str, row["stop_tokens"]))),
                     tool=self.language.name,
                 )
             except (ValueError, KeyError, TypeError) as error:

@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xft.eval.languages.language import Language
 
+LONGEST = 100_000
+"""Characters of an answer that are read; what is longer is no answer to these problems."""
+
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$", re.MULTILINE)
 TOKEN = re.compile(
-    r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|[{}]|\b(?:class|interface|enum|record)\s+\w+",
+    r"//[^\n]*|/\*.*?(?:\*/|\Z)|[{}]|\b(?:class|interface|enum|record)\s+\w+"
+    r"|\"(?:[^\"\\\n]|\\.){0,400}\"|'(?:[^'\\\n]|\\.){0,400}'",
     re.DOTALL,
 )
-JAVA_IMPORT = re.compile(r"^[ \t]*import\s[^;]*;[ \t]*$", re.MULTILINE)
-JAVA_PACKAGE = re.compile(r"^[ \t]*package\s[^;]*;[ \t]*$", re.MULTILINE)
+JAVA_IMPORT = re.compile(r"^[ \t]*import\s[^;\n]*;[ \t]*$", re.MULTILINE)
+JAVA_PACKAGE = re.compile(r"^[ \t]*package\s[^;\n]*;[ \t]*$", re.MULTILINE)
 JAVA_PUBLIC_TYPE = re.compile(r"\bpublic\s+(?=(?:(?:abstract|final|sealed)\s+)*(?:class|interface|enum|record)\b)")
+RUST_USE = re.compile(r"\buse\s[^;]{0,1000};")
 PHP_OPEN = re.compile(r"\A\s*<\?(?:php\b)?")
 
 
@@ -36,12 +41,15 @@ def from_chat(language: Language, stub: str, entry: str, text: str) -> str:
     Understands a whole function, with or without the stub's preamble, a class around it, a `main` of its own, or only
     the body; talk before and after fences; a fence that was opened before the answer began, or is never closed.
     """
-    segments = [segment for segment in FENCE.split(text) if segment.strip()]
+    segments = [segment for segment in FENCE.split(text[:LONGEST]) if segment.strip()]
     for segment in segments:
         answer = segment.strip("\n") + "\n"
         if match := re.search(language.definition.replace("NAME", re.escape(entry)), answer):
             return language.join(stub, answer, match.start())
-    return _from_body(stub, segments[0].strip("\n"), closed=language.closed_by_tests) if segments else ""
+    if not segments:
+        return ""
+    body = next((text for text in segments if text.strip("\n")[0].isspace()), segments[0])  # before it may be talk
+    return _from_body(stub, body.strip("\n"), closed=language.closed_by_tests)
 
 
 def cpp(stub: str, answer: str, at: int) -> str:
@@ -55,7 +63,7 @@ def cpp(stub: str, answer: str, at: int) -> str:
 
 def rust(stub: str, answer: str, at: int) -> str:
     """Put those of the stub's imports before the answer that it doesn't make; set its `main` aside."""
-    imported = " ".join(re.findall(r"\buse\s[^;]*;", answer))
+    imported = " ".join(RUST_USE.findall(answer))
     uses = [
         line
         for line in _before_comment(stub).split("\n")

@@ -18,7 +18,7 @@ JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xmx1
 """One thread that collects and a compiler that compiles once: a quick start where cores are few."""
 
 NAME_AND_PARENTHESIS = r"(\w+)\s*\("
-TYPED_DEFINITION = r"\bNAME\s*\([^;{}]*\)[^;{}()]*\{"
+TYPED_DEFINITION = r"\bNAME\s*\([^;{}()]*(?:\([^;{}()]*\)[^;{}()]*)*\)[^;{}()]{0,200}\{"
 """Of C++ and Java: a list of parameters, and a brace."""
 
 
@@ -106,7 +106,7 @@ LANGUAGES.register("js")(
         commands=(Command(argv=("{node}", "program.js"), seconds=5.0),),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=r"\bfunction\s*\*?\s*NAME\s*\(|\b(?:const|let|var)\s+NAME\s*=",
+        definition=r"\bfunction[\s*]+NAME\s*\(|\b(?:const|let|var)\s+NAME\s*=",
         closed_by_tests=False,
         layout=layout.javascript,
         join=answers.javascript,
@@ -139,7 +139,7 @@ LANGUAGES.register("php")(
         ),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=r"\bfunction\s+&?\s*NAME\s*\(",
+        definition=r"\bfunction[\s&]+NAME\s*\(",
         closed_by_tests=False,
         layout=layout.php,
         join=answers.php,
