@@ -256,6 +256,26 @@ def test_the_folder_is_removed(box, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_nothing_is_left_when_the_parent_is_killed(level, tmp_path):
+    open_sandbox(level)
+    script = f"""if True:
+        import os, signal
+        from xft.eval.sandbox import Call, Sandbox
+        box = Sandbox({level!r}, allow_unsafe=True)
+        def judge(index, returned):
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = "def f(x): open('left', 'w').close()"
+        box.call(code, "f", [Call(arguments=(1,), seconds=9)] * 9, judge, memory_mb=512)
+        """
+    ended = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert ended.returncode == -9
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (left := [*tmp_path.iterdir(), *living(str(tmp_path))]):
+        time.sleep(0.05)
+    assert not left
+
+
 # --- walls ------------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,8 @@ class Walls:
         own = [*sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, *sight.home_of(sys.executable)]
         self.sight = sight.in_sight([*filter(os.path.isabs, own), *libraries.values(), *tools])
         if level == "namespaces":
+            os.rmdir(base)  # out of reach from there
+            os.environ.update(HOME="/tmp", TMPDIR="/tmp")
             self.kept = namespaces.enter_root(self.sight, links)
         else:
             self.version = landlock.abi() if level == "landlock" else 0
