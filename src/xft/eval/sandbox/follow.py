@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from xft.eval.sandbox.frames import LARGE
 from xft.eval.sandbox.outcome import Call, Outcome, Returned, Status, Step
-from xft.eval.sandbox.server import Ended, Run, TooLong
+from xft.eval.sandbox.server import Ended, Run, TooLong, how_it_ended
 from xft.eval.sandbox.values import decode
 
 STRAINED = 0.8
@@ -27,6 +28,7 @@ MAX_ENDING = 1 << 17
 MAX_ROOM = 1 << 30
 OUT_OF_TURN = "wrote to the channel of the verdict"
 TOO_LONG: tuple[Status, str] = ("wrong", "too long an answer")
+TELLING = re.compile(r"[Ee]rror|Exception|Assertion|panicked")
 REPORTS: dict[bytes, Status] = {b"f": "failed", b"m": "memory", b"x": "exited"}
 
 Judge = Callable[[int, Returned], str | None]
@@ -118,7 +120,6 @@ def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], j
     follower = _Follower(run, CODE_S, "the code itself")
     run.send(b"C", entry_point.encode() + b"\n" + code.encode("utf-8", "surrogatepass"))
     coming, sent = iter(calls), deque[Call]()
-    message: tuple[bytes, bytes] | Outcome | None
     message = follower.next(MAX_REPORT)
     if isinstance(message, Outcome):
         return message
@@ -172,7 +173,7 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
         if not isinstance(arguments, tuple | None):
             raise ValueError
         returned = Returned(value=decode(payload[4 : 4 + length]), arguments=arguments)
-    except (ValueError, RecursionError):
+    except Exception:
         return follower.outcome("wrong", "an answer that can't be read")
     error = judge(follower.at, returned)
     return None if error is None else follower.outcome("wrong", error)
@@ -195,31 +196,31 @@ def follow_commands(run: Run, files: Mapping[str, str], steps: Sequence[Step], *
         ended = follower.next(MAX_ENDING)
         if isinstance(ended, Outcome):
             return ended
-        head, errors, output = (part.decode("utf-8", "replace") for part in _parts(ended[1]))
-        status = json.loads(head)["status"]
+        try:
+            status, errors, output = _ending(ended[1])
+        except (ValueError, TypeError, KeyError):
+            return follower.outcome("exited", OUT_OF_TURN)
         if status:
-            return follower.outcome("failed", _failure(status, errors, compiling=step.compile))
+            return follower.outcome("failed", _failure(status, errors or (output if step.compile else "")))
         follower.clock.start(TRANSFER_S, "starting a command")
     if output.rstrip("\n").rsplit("\n", 1)[-1] == proof:
         return follower.outcome("passed")
     return follower.outcome("exited", "ended with code 0 before the end of the tests")
 
 
-def _parts(payload: bytes) -> list[bytes]:
-    """Split what a step reports."""
+def _ending(payload: bytes) -> tuple[int, str, str]:
+    """Return the wait status, errors and output that a step reports."""
     parts = []
     while payload:
         length = int.from_bytes(payload[:4], "little")
-        parts.append(payload[4 : 4 + length])
+        parts.append(payload[4 : 4 + length].decode("utf-8", "replace"))
         payload = payload[4 + length :]
-    return parts
+    head, errors, output = parts
+    return int(json.loads(head)["status"]), errors, output
 
 
-def _failure(status: int, errors: str, *, compiling: bool) -> str:
-    """Say what is known of a command that failed."""
-    from xft.eval.sandbox.server import how_it_ended
-
-    lines = [line for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if "error" in line.lower()] or lines
-    said = (named[:1] if compiling else lines[-1:]) or [how_it_ended(status)[1]]
-    return said[0]
+def _failure(status: int, said: str) -> str:
+    """Say what is known of a command that failed: the line that names the error, among those it wrote."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    named = [line for line in lines if TELLING.search(line)]
+    return (named[:1] or lines[-1:] or [how_it_ended(status)[1]])[0]

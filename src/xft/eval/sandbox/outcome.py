@@ -37,7 +37,7 @@ class Step:
     """A name without "/" is looked up in the standard places; "./name" is in the working folder."""
     seconds: float
     compile: bool = False
-    """It prepares a later step: no proof is asked of it."""
+    """It prepares a later step; what is wrong with the program it may also say on its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
