@@ -164,6 +164,8 @@ def put(path: str, text: bytes) -> None:
     file = os.open(path, os.O_WRONLY)
     try:
         os.write(file, text)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror}") from None
     finally:
         os.close(file)
 
