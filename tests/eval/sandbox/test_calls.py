@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from levels import LEVELS, open_box
 
-from xft.eval.sandbox import Call, Outcome, Returned, Sandbox
+from xft.eval.sandbox import Call, Outcome, Returned, Sandbox, server
 
 
 @pytest.fixture(params=LEVELS, scope="module")
@@ -161,11 +161,12 @@ def test_no_calls_pass_when_the_code_runs(box):
     assert call(box, "1 / 0", []).status == "failed"
 
 
-def test_a_judge_that_raises_ends_the_call_and_not_the_sandbox(box):
+@pytest.mark.parametrize("error", [KeyError, OSError])
+def test_a_judge_that_raises_ends_the_call_and_not_the_sandbox(box, error):
     def judge(index: int, returned: Returned) -> None:
-        raise KeyError("oracle")
+        raise error("oracle")
 
-    with pytest.raises(KeyError, match="oracle"):
+    with pytest.raises(error, match="oracle"):
         call(box, "def f(x): return x", [(1,)] * 100, judge=judge)
     assert call(box, "def f(x): return x", [(1,)], [1]).status == "passed"
 
@@ -180,19 +181,24 @@ def test_threads_each_have_a_server(box):
 
 
 @pytest.mark.slow
-def test_thousands_of_candidates_leave_nothing(box):
+@pytest.mark.parametrize("level", LEVELS)
+def test_thousands_of_candidates_leave_nothing(level, tmp_path, monkeypatch):
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path))
+
     def footprint() -> tuple[int, int, int]:
         with open("/proc/self/statm") as file:
             resident = int(file.read().split()[1])
-        return resident, len(os.listdir("/proc/self/fd")), len(os.listdir("/tmp"))
+        return resident, len(os.listdir("/proc/self/fd")), len(list(tmp_path.rglob("*")))
 
-    def some(count: int) -> None:
-        for number in range(count):
-            assert call(box, "def f(x): return x", [(number,)], [number]).status == "passed"
+    with open_box(level) as box:
 
-    some(200)
-    pages, descriptors, folders = footprint()
-    some(2000)
-    after = footprint()
-    assert after[0] - pages < 500
-    assert (after[1], after[2]) == (descriptors, folders)
+        def some(count: int) -> None:
+            for number in range(count):
+                assert call(box, "def f(x): return x", [(number,)], [number]).status == "passed"
+
+        some(200)
+        pages, *others = footprint()
+        some(1500)
+        pages_after, *others_after = footprint()
+    assert pages_after - pages < 256
+    assert others_after == others

@@ -174,9 +174,9 @@ class Sandbox:
         for name in files:
             if os.path.isabs(name) or ".." in name.split("/") or not name or "\0" in name:
                 raise ValueError(f"not a file's name within a folder: {name!r}")
-        for step in steps:
-            if os.path.isabs(step.argv[0]):
-                self._tools.update(home_of(step.argv[0]))
+        tools = {folder for step in steps if os.path.isabs(step.argv[0]) for folder in home_of(step.argv[0])}
+        with self._lock:
+            self._tools |= tools
         return self._twice(lambda run: follow_commands(run, files, steps, proof=proof), memory_mb, commands=True)
 
     def _twice(self, follow: Callable[[Run], Outcome], memory_mb: int, *, commands: bool = False) -> Outcome:
@@ -188,7 +188,7 @@ class Sandbox:
                     Run(server, commands=commands, memory_mb=memory_mb, disk_mb=disk_mb) as run,
                 ):
                     return follow(run)
-            except (Fault, OSError) as fault:
+            except Fault as fault:
                 if attempt == 2:
                     raise SandboxError(f"the sandbox (level {self.level}) failed twice: {fault}") from None
                 time.sleep(PAUSE_S)
@@ -197,8 +197,8 @@ class Sandbox:
     @contextlib.contextmanager
     def _server(self) -> Iterator[Server]:
         """Lend a server that nobody else uses; one that failed is not used again."""
-        tools = frozenset(self._tools)
         with self._lock:
+            tools = frozenset(self._tools)
             server = self._idle.pop() if self._idle else None
         if server and not server.tools >= tools:  # its candidates can't see them
             server.close()
@@ -206,7 +206,7 @@ class Sandbox:
         server = server or self._start(tools=tools)
         try:
             yield server
-        except (Fault, OSError):
+        except Fault:
             server.close()
             raise
         except BaseException:
@@ -240,7 +240,8 @@ def _files_of(libraries: Sequence[str]) -> dict[str, str]:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             raise MissingExtraError(f"candidates need the package {name}: pip install {name}") from None
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+        tops = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
+        for top in tops or {name}:
             found[top] = os.path.realpath(str(distribution.locate_file(top)))
     return found
 
@@ -285,6 +286,6 @@ def _disproof(level: Level) -> str:
                     outcome = follow_program(run, probe, seconds=PROBE_S)
             finally:
                 server.close()
-        except (Fault, OSError) as fault:
+        except Fault as fault:
             return str(fault)
     return "" if outcome.status == "passed" else outcome.error

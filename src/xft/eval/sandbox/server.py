@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 
 BOOT = """
 import importlib, sys, types
+if sys.version_info < (3, 9):
+    sys.exit("candidates need an interpreter of Python 3.9 or later, not " + sys.executable)
 sys.path[:] = [folder for folder in sys.path if folder]
 package = types.ModuleType("xft_sandbox")
 package.__path__ = [sys.argv.pop(1)]
@@ -90,11 +92,11 @@ class Server:
                     env=environment(self.base),
                     start_new_session=True,
                 )
-            except OSError:
+            except OSError as error:
                 self.control.close()
                 self.errors.close()
                 os.rmdir(self.base)
-                raise
+                raise Fault(str(error)) from None
         try:
             if (said := self.hear(PRELOAD_S)) != "hello":
                 raise Fault(f"the sandbox's server did not start: {said}")
@@ -165,9 +167,9 @@ class Run:
         try:
             job: dict[str, Any] = {"commands": commands, "memory_mb": int(memory_mb), "disk_mb": disk_mb}
             socket.send_fds(server.control, [json.dumps(job).encode()], [read_input, write_replies])
-        except BaseException:
+        except OSError as error:
             self._close()
-            raise
+            raise Fault(f"the sandbox's server is gone: {error}") from None
         finally:
             os.close(read_input)
             os.close(write_replies)

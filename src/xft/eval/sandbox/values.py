@@ -24,9 +24,9 @@ from typing import Any
 MAX_DEPTH = 100
 MAX_NAME = 200
 SMALL = 10**18
-DTYPE = re.compile(r"[<>|][biufcSUmM]\d+(\[\w+\])?")
+DTYPE = re.compile(r"[<>|][biufcSU]\d+|[<>][mM]8(\[([1-9]\d{0,8})?([YMWDhms]|[munpfa]s)\])?")
 """Kinds of numpy data that are bytes and nothing else: no objects, no structures."""
-MANY = 1000
+MANY = 100
 SAME_HASH = 50
 SEQUENCES = frozenset("tsfd")
 
@@ -218,6 +218,8 @@ def _numpy_array(dtype: Any, shape: tuple[int, ...], text: Any) -> Any:
     kind = numpy.dtype(dtype)
     if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(data):
         raise ValueError("an array's shape and data differ")
+    if kind.kind == "U" and (numpy.frombuffer(data, kind.byteorder + "u4") > sys.maxunicode).any():
+        raise ValueError("an array of text holds no text")
     return numpy.ndarray(shape, kind, data).copy()
 
 
