@@ -131,6 +131,7 @@ class Job:
         for channel in self.channels:
             os.close(channel)
         goes_on = self.wait(child)
+        processes.kill(child, whole_group=True)
         processes.kill(child)
         if left := processes.kill_below():
             raise RuntimeError(f"{left} processes are still there {processes.END_S:.0f} s after SIGKILL")

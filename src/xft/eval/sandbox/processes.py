@@ -73,7 +73,8 @@ def disk_use(folder: str, below: list[Process]) -> int:
                 seen += 1
                 if seen > MANY_FILES or len(entry.path) > LONG_PATH:
                     return TOO_MUCH
-                used += entry.stat(follow_symlinks=False).st_blocks * 512
+                with contextlib.suppress(FileNotFoundError):
+                    used += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     queue.append(entry.path)
     for process in below:
