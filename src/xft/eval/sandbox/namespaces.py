@@ -157,6 +157,7 @@ def limit_process_ids(tasks: int) -> None:
     if (int(release[0]), int(release[1])) >= (6, 14):
         with contextlib.suppress(OSError):
             put("/proc/sys/kernel/pid_max", b"%d" % (RESERVED_IDS + tasks))
+            put("/proc/sys/kernel/ns_last_pid", b"%d" % RESERVED_IDS)  # or the first round has them all
 
 
 def put(path: str, text: bytes) -> None:
