@@ -470,6 +470,19 @@ TRICKS: dict[str, Trick] = {
         "failed exited",
         never_at={"unsafe": "nothing bounds the sum of its files there"},
     ),
+    "many files that have no name any more": trick(
+        """
+        import os, time
+        held = []
+        for n in range(8):
+            held.append(open(f'x{n}', 'wb'))
+            os.unlink(f'x{n}')
+            for _ in range(32): held[-1].write(bytes(1 << 20))
+        time.sleep(2)
+        """,
+        "failed exited",
+        never_at={"unsafe": "nothing bounds the sum of its files there"},
+    ),
     "many small files": trick(
         """
         for n in range(20000): open(f'small{n}', 'wb').close()

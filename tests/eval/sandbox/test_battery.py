@@ -719,6 +719,23 @@ def test_a_command_that_leaves_a_child_still_passes_and_the_child_is_gone(boxes,
     assert soon(lambda: not marked()), marked()
 
 
+@confined
+def test_links_out_of_the_folder_are_not_followed_for_a_command(boxes, level, tmp_path):
+    """What runs between the steps is not confined itself."""
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    outside.chmod(0o600)
+    steps = [
+        Step(argv=("/bin/sh", "main.sh"), seconds=5.0, compile=True),
+        Step(argv=("./link",), seconds=5.0),
+        Step(argv=("./folder/outside",), seconds=5.0),
+    ]
+    script = f"ln -s {outside} link; ln -s {tmp_path} folder; mkdir deep; chmod 0 deep"
+    assert execute(boxes(level), {"main.sh": script}, *steps).status == "failed"
+    assert execute(boxes(level), {"main.sh": script}, steps[0], steps[2]).status == "failed"
+    assert (outside.read_text(), outside.stat().st_mode & 0o777) == ("kept", 0o600)
+
+
 CPP: dict[str, str] = {
     "leaves at once": "#include <cstdlib>\nint main() { _Exit(0); }",
     "leaves before main": "#include <cstdlib>\nint early = (std::_Exit(0), 0);\nint main() { return 1; }",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import stat
 import time
 from collections.abc import Callable
 
@@ -35,9 +36,20 @@ def serve(reader: Reader, replies: int, confine: Callable[[], None]) -> None:
                     file.write(text)
         else:
             argv = json.loads(payload)
-            if argv[0].startswith("./") and os.path.isfile(argv[0]):
-                os.chmod(argv[0], 0o700)  # level landlock does not let a linker do that
+            if argv[0].startswith("./") and "/" not in argv[0][2:]:
+                make_executable(argv[0][2:])
             step(argv, replies, confine)
+
+
+def make_executable(name: str) -> None:
+    """Do what level landlock does not let a linker do, to a file of the working folder and not where a link leads."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        os.fchmod(file, 0o700)
+    os.close(file)
 
 
 def step(argv: list[str], replies: int, confine: Callable[[], None]) -> None:
