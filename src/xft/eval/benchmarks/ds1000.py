@@ -227,7 +227,7 @@ class DS1000:
 
             ends = list(pool.map(run, problems))
         for i, end in enumerate(ends):
-            if end.strained:
+            if end.status != "passed":  # alone, on a machine at rest
                 ends[i] = self._run(problems[i], problems[i].canonical, sandbox)
         failing = {
             problem.task_id: end.error or end.status
