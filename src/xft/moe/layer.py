@@ -94,16 +94,18 @@ class _MixExperts(torch.autograd.Function):
         activation: nn.Module,
         keep: bool,
     ) -> Tensor:
-        y_ND = x_TD.new_empty(len(dispatch.token_N), x_TD.shape[1])
-        projected: list[Tensor] = []
+        total = len(dispatch.token_N)
+        y_ND = x_TD.new_empty(total, x_TD.shape[1])
+        gate_NF, up_NF = (x_TD.new_empty(total, gate_RFD.shape[1]) if keep else None for _ in range(2))
         for expert, rows in _slices(dispatch.counts_R):
             x_MD = x_TD.index_select(0, dispatch.token_N[rows])
-            gate_MF = torch.mm(x_MD, gate_RFD[expert].to(x_TD.dtype).t())
-            up_MF = torch.mm(x_MD, up_RFD[expert].to(x_TD.dtype).t())
+            gate_MF = torch.mm(x_MD, gate_RFD[expert].to(x_TD.dtype).t(), out=_part(gate_NF, rows))
+            up_MF = torch.mm(x_MD, up_RFD[expert].to(x_TD.dtype).t(), out=_part(up_NF, rows))
             torch.mm(activation(gate_MF) * up_MF, down_RDF[expert].to(x_TD.dtype).t(), out=y_ND[rows])
-            projected += [gate_MF, up_MF] if keep else []
         if keep:
-            ctx.save_for_backward(x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, y_ND, *dispatch[:2], *projected)
+            ctx.save_for_backward(
+                x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, gate_NF, up_NF, y_ND, dispatch.token_N, dispatch.row_TK
+            )
             ctx.counts_R, ctx.activation = dispatch.counts_R, activation
         return _sum_rows(y_ND, dispatch.row_TK, weights_TK.to(y_ND.dtype))
 
@@ -111,7 +113,7 @@ class _MixExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
-        x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, y_ND, token_N, row_TK, *projected = ctx.saved_tensors
+        x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, gate_NF, up_NF, y_ND, token_N, row_TK = ctx.saved_tensors
         weights_N = torch.empty_like(weights_TK).view(-1).scatter_(0, row_TK.view(-1), weights_TK.reshape(-1))
         dweights_N = torch.empty_like(weights_N)
         dx_ND = torch.empty_like(y_ND)
@@ -120,7 +122,7 @@ class _MixExperts(torch.autograd.Function):
             for weight, needed in zip((gate_RFD, up_RFD, down_RDF), ctx.needs_input_grad[2:5], strict=True)
         )
         for expert, rows in _slices(ctx.counts_R):
-            gate_MF, up_MF = (tensor.detach().requires_grad_() for tensor in projected[2 * expert : 2 * expert + 2])
+            gate_MF, up_MF = (tensor_NF[rows].detach().requires_grad_() for tensor_NF in (gate_NF, up_NF))
             with torch.enable_grad():
                 hidden_MF = ctx.activation(gate_MF) * up_MF
             x_MD, dy_MD = x_TD.index_select(0, token_N[rows]), dy_TD.index_select(0, token_N[rows])
@@ -142,6 +144,10 @@ def _slices(counts_R: list[int]) -> Iterator[tuple[int, slice]]:
     for expert, count in enumerate(counts_R):
         end += count
         yield expert, slice(end - count, end)
+
+
+def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _sum_rows(rows_ND: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
