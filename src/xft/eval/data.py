@@ -46,7 +46,8 @@ def find_data(benchmark: str, names: Sequence[str], *, hub: str, patterns: Seque
         reason = str(error).partition(": ")[2] or str(error)
     looked = f"{folder} has no {names[0]}" if folder else f"no folder was named that has {names[0]}"
     raise DataError(
-        f"{benchmark}: {looked}; set --data-dir or XFT_DATA to one{remedy}, or make the hub's {hub} reachable ({reason})"
+        f"{benchmark}: {looked}; set --data-dir or XFT_DATA to one that has it{remedy}, "
+        f"or make the hub's {hub} reachable ({reason})"
     )
 
 

@@ -9,15 +9,16 @@ that is no plain data is equal to nothing; a tolerance that one input needs does
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from xft.errors import DataError
 from xft.eval.benchmark import Judgement, Problem
 from xft.eval.functions import MEMORY_MB, REPLY_BYTES, call_within
 from xft.eval.sandbox.outcome import Call, Outcome, Returned
-from xft.eval.sandbox.values import decode, encode
+from xft.eval.sandbox.values import decode
 from xft.fetch import cache_dir
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def judge_plus(
 
         def judge(index: int, returned: Returned, known: Sequence[Known] = known) -> str | None:
             wanted = known[index]
+            if wanted.exact and returned.encoded == wanted.encoded:
+                return None
             try:
                 right = oracle(wanted.call.arguments, wanted.answer, returned.value, problem.tests.atol)
             except Exception:  # whatever an odd answer does to the comparison, it is not the expected one
@@ -116,12 +119,23 @@ def judge_plus(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """One input with its expected output."""
 
     call: Call
-    answer: Any
+    encoded: bytes
+    """The expected output as `xft.eval.sandbox.values` encodes it."""
+
+    @cached_property
+    def answer(self) -> Any:
+        """The expected output."""
+        return decode(self.encoded)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether the same encoding is the same value; NaN and Opaque equal nothing."""
+        return b"NaN" not in self.encoded and b'{"o":' not in self.encoded
 
 
 class GroundTruth:
@@ -130,10 +144,8 @@ class GroundTruth:
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
-        self._file: Path | None = None
-        self._lines: dict[str, dict[str, Any]] = {}
-        self._known: dict[str, dict[str, list[Known]]] = {}
+        self._locks: dict[Path, threading.Lock] = {}
+        self._known: dict[Path, dict[str, list[Known]]] = {}
 
     def of(self, problem: Problem, sandbox: Sandbox) -> Mapping[str, Sequence[Known]]:
         """Return a problem's inputs with what is expected of each.
@@ -143,103 +155,87 @@ class GroundTruth:
             SandboxError: the sandbox failed.
         """
         python = f"py{sys.version_info[0]}.{sys.version_info[1]}"
-        path = cache_dir() / "ground-truth" / f"{self.name}-{problem.tests.digest[:16]}-{python}.jsonl"
+        folder = cache_dir() / "ground-truth" / f"{self.name}-{problem.tests.digest[:16]}-{python}"
+        path = folder / f"{problem.task_id.replace('/', '-')}.jsonl"
         with self._lock:
-            if self._file != path:
-                self._file, self._lines, self._known = path, dict(_read(path)), {}
-            lock = self._locks.setdefault(problem.task_id, threading.Lock())
+            lock = self._locks.setdefault(path, threading.Lock())
         with lock:
-            if problem.task_id not in self._known:
-                line = self._lines.pop(problem.task_id, None)
-                known = line and _known(problem, line)
-                if not known:
-                    line = _compute(problem, sandbox)
-                    _append(path, line)
-                    known = _known(problem, line)
-                    if not known:
-                        raise DataError(f"{problem.task_id}: the canonical solution's outputs can't be kept in {path}")
-                self._known[problem.task_id] = known
-            return self._known[problem.task_id]
+            if path not in self._known:
+                known = _read(path, problem)
+                if known is None:
+                    outputs = {part: _compute(problem, part, sandbox) for part in PARTS}
+                    _write(path, outputs)
+                    known = {part: _known(problem, part, *outputs[part]) for part in PARTS}
+                self._known[path] = known
+            return self._known[path]
 
 
-def _compute(problem: Problem, sandbox: Sandbox) -> dict[str, Any]:
-    """Run the canonical solution on all inputs; return the line of the cache."""
-    line: dict[str, Any] = {"task_id": problem.task_id}
-    for part in PARTS:
-        answers: list[Any] = []
-        seconds: list[float] = []
-        last = time.monotonic()
-
-        def keep(index: int, returned: Returned, answers: list[Any] = answers, seconds: list[float] = seconds) -> None:
-            nonlocal last
-            if index == 0:
-                answers.clear()
-                seconds.clear()
-            now = time.monotonic()
-            answers.append(returned.value)
-            seconds.append(round(now - last, 4))
-            last = now
-
-        calls = [
-            Call(arguments=arguments, seconds=CANONICAL_S, reply_bytes=CANONICAL_REPLY_BYTES)
-            for arguments in problem.tests.inputs[part]
-        ]
-        outcome = sandbox.call(problem.stub + problem.canonical, problem.entry_point, calls, keep, memory_mb=MEMORY_MB)
-        if outcome.status != "passed":
-            raise DataError(
-                f"{problem.task_id}: the canonical solution fails on {part} input {outcome.at} ({outcome.status}: "
-                f"{outcome.error}); fetch the benchmark's data again"
-            )
-        line[part] = encode(answers).decode("utf-8", "surrogatepass")
-        line[f"{part}_seconds"] = seconds
-    return line
+Outputs = tuple[list[bytes], list[float]]
+"""Encoded answers, and the seconds that each took."""
 
 
-def _known(problem: Problem, line: Mapping[str, Any]) -> dict[str, list[Known]] | None:
-    """Read a line of the cache; None when it does not fit the problem."""
-    found: dict[str, list[Known]] = {}
-    for part in PARTS:
-        inputs = problem.tests.inputs[part]
-        try:
-            answers = decode(line[part].encode("utf-8", "surrogatepass"))
-            seconds = [float(each) for each in line[f"{part}_seconds"]]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
-        if not isinstance(answers, list) or not len(answers) == len(seconds) == len(inputs):
-            return None
-        room = REPLY_BYTES + 4 * len(line[part])
-        found[part] = [
-            Known(
-                call=Call(arguments=arguments, seconds=min(max(LEAST_S, FACTOR * taken), MOST_S), reply_bytes=room),
-                answer=answer,
-            )
-            for arguments, taken, answer in zip(inputs, seconds, answers, strict=True)
-        ]
-    return found
+def _compute(problem: Problem, part: str, sandbox: Sandbox) -> Outputs:
+    """Run the canonical solution on one set of inputs."""
+    answers: list[bytes] = []
+    seconds: list[float] = []
+    last = time.monotonic()
+
+    def keep(index: int, returned: Returned) -> None:
+        nonlocal last
+        if index == 0:  # perhaps a second try
+            answers.clear()
+            seconds.clear()
+        now = time.monotonic()
+        answers.append(returned.encoded)
+        seconds.append(round(now - last, 4))
+        last = now
+
+    calls = [
+        Call(arguments=arguments, seconds=CANONICAL_S, reply_bytes=CANONICAL_REPLY_BYTES)
+        for arguments in problem.tests.inputs[part]
+    ]
+    outcome = sandbox.call(problem.stub + problem.canonical, problem.entry_point, calls, keep, memory_mb=MEMORY_MB)
+    if outcome.status != "passed":
+        raise DataError(
+            f"{problem.task_id}: the canonical solution fails on {part} input {outcome.at} ({outcome.status}: "
+            f"{outcome.error}); fetch the benchmark's data again"
+        )
+    return answers, seconds
 
 
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the lines of a cache file that are whole."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                line = json.loads(text)
-                yield str(line["task_id"]), line
+def _known(problem: Problem, part: str, answers: Sequence[bytes], seconds: Sequence[float]) -> list[Known]:
+    """Put inputs and outputs together."""
+    return [
+        Known(
+            call=Call(
+                arguments=arguments,
+                seconds=min(max(LEAST_S, FACTOR * taken), MOST_S),
+                reply_bytes=REPLY_BYTES + 4 * len(answer),
+            ),
+            encoded=answer,
+        )
+        for arguments, taken, answer in zip(problem.tests.inputs[part], seconds, answers, strict=True)
+    ]
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line to a cache file in one piece, whoever else writes; a line cut off by a kill spoils itself alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(line).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _read(path: Path, problem: Problem) -> dict[str, list[Known]] | None:
+    """Read what the cache has of a problem; None where that is nothing, or damaged."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        while data:
-            data = data[os.write(descriptor, data) :]
-    finally:
-        os.close(descriptor)
+        head, _, body = path.read_bytes().partition(b"\n")
+        seconds = json.loads(head)
+        if seconds["crc32"] != zlib.crc32(body):
+            return None
+        lines = iter(body.split(b"\n"))
+        return {part: _known(problem, part, list(islice(lines, len(seconds[part]))), seconds[part]) for part in PARTS}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(path: Path, outputs: Mapping[str, Outputs]) -> None:
+    """Put outputs into the cache in one step, whoever else writes: a line of times, then a line for each answer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = b"\n".join(answer for part in PARTS for answer in outputs[part][0])  # JSON holds no line ends
+    head = {part: outputs[part][1] for part in PARTS} | {"crc32": zlib.crc32(body)}
+    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
+    partial.write_bytes(json.dumps(head).encode() + b"\n" + body)
+    partial.replace(path)

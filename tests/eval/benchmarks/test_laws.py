@@ -1,5 +1,6 @@
 """The laws of every benchmark in BENCHMARKS: on a few problems of each; `slow`: on all."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +18,7 @@ def benchmark(request):
     try:
         found.problems()
     except (DataError, FetchError) as error:
-        if isinstance(error, DataError) and "the hub did not give it" not in str(error):
+        if isinstance(error, DataError) and "XFT_DATA" in os.environ:
             raise
         pytest.skip(f"not run: {request.param}: {error}")
     return found

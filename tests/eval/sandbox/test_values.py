@@ -63,6 +63,7 @@ def test_kinds_that_are_equal_stay_apart():
 
 def test_nan_and_negative_zero_come_back():
     assert math.isnan(decode(encode(math.nan)))
+    assert decode(encode([math.nan])) != decode(encode([math.nan]))
     assert math.copysign(1, decode(encode(-0.0))) == -1
     assert math.copysign(1, decode(encode(complex(0.0, -0.0))).imag) == -1
 

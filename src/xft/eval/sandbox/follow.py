@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from xft.eval.sandbox.frames import LARGE
-from xft.eval.sandbox.outcome import Call, Outcome, Returned, Status, Step
+from xft.eval.sandbox.outcome import Call, Outcome, Returned, Status, Step, UnreadableError
 from xft.eval.sandbox.server import Ended, Run, TooLong, how_it_ended
-from xft.eval.sandbox.values import decode
 
 STRAINED = 0.8
 CODE_S = 10.0
@@ -168,14 +167,12 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
     if kind != b"v" or len(payload) < 4 + length:
         return follower.outcome("exited", OUT_OF_TURN)
     follower.clock.stop()
+    returned = Returned(encoded=payload[4 : 4 + length], changed=payload[4 + length :])
     try:
-        arguments = decode(payload[4 + length :]) if len(payload) > 4 + length else None
-        if not isinstance(arguments, tuple | None):
-            raise ValueError
-        returned = Returned(value=decode(payload[4 : 4 + length]), arguments=arguments)
-    except Exception:
-        return follower.outcome("wrong", "an answer that can't be read")
-    error = judge(follower.at, returned)
+        _ = returned.arguments  # changed ones that can't be read are noticed even where the judge doesn't look
+        error = judge(follower.at, returned)
+    except UnreadableError:
+        error = "an answer that can't be read"
     return None if error is None else follower.outcome("wrong", error)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from xft.eval.sandbox.values import encode
+from xft.eval.sandbox.values import decode, encode
 
 Level = Literal["namespaces", "landlock", "unsafe"]
 Status = Literal["passed", "wrong", "failed", "timeout", "memory", "exited"]
@@ -56,10 +56,44 @@ class Call:
         return encode(self.arguments)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Returned:
-    """What a call gave back; plain values, whatever the candidate returned."""
+class UnreadableError(ValueError):
+    """An answer is no encoding of a value; only something other than the sandbox's own code writes such."""
 
-    value: Any
-    arguments: tuple[Any, ...] | None = None
-    """The arguments after the call, when it changed them."""
+
+@dataclass(frozen=True, kw_only=True)
+class Returned:
+    """What a call gave back. It is decoded when it is looked at: an encoding that is known to be right need not be."""
+
+    encoded: bytes
+    changed: bytes = b""
+    """The encoded arguments after the call, when it changed them."""
+
+    @cached_property
+    def value(self) -> Any:
+        """A plain value, whatever the candidate returned.
+
+        Raises:
+            UnreadableError: there is none.
+        """
+        return _decoded(self.encoded)
+
+    @cached_property
+    def arguments(self) -> tuple[Any, ...] | None:
+        """The arguments after the call, when it changed them.
+
+        Raises:
+            UnreadableError: they are no arguments.
+        """
+        if not self.changed:
+            return None
+        arguments = _decoded(self.changed)
+        if not isinstance(arguments, tuple):
+            raise UnreadableError
+        return arguments
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return decode(data)
+    except Exception as error:
+        raise UnreadableError from error

@@ -31,6 +31,7 @@ SAME_HASH = 50
 SEQUENCES = frozenset("tsfd")
 
 _dumps = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+_loads = json.JSONDecoder(parse_constant=float).decode  # a new NaN each time: lists find one and the same NaN equal
 _name_of = type.__dict__["__name__"].__get__
 _module_of = type.__dict__["__module__"].__get__
 SCALARS = frozenset({type(None), bool, int, float, str})
@@ -70,7 +71,7 @@ def decode(data: bytes) -> Any:
         ValueError: they are no encoding of a value.
     """
     try:
-        return _untagged(json.loads(data.decode("utf-8", "surrogatepass")), 0)
+        return _untagged(_loads(data.decode("utf-8", "surrogatepass")), 0)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(f"not an encoded value: {type(error).__name__}: {_printable(str(error))}") from None
 
