@@ -186,12 +186,12 @@ LANGUAGES.register("swift")(
         title="Swift",
         fence="swift",
         data="swift",
-        package="Swift's toolchain from swift.org (Debian has no package)",
+        package="swiftlang (Debian 13 and later), or the toolchain from swift.org",
         programs={"swiftc": on_path("swiftc")},
         version=("{swiftc}", "--version"),
         commands=(
             Command(
-                argv=("{swiftc}", "-module-cache-path", "modules", "program.swift", "-o", "program"),
+                argv=("{swiftc}", "-module-cache-path", "modules", "program.swift", "-o", "program", "-lm"),
                 seconds=120.0,
                 compile=True,
             ),
