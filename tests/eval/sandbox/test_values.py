@@ -7,6 +7,8 @@ import math
 import subprocess
 import sys
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ PLAIN = [
         b"\0\xff",
     ),
     *("\ud800", "\ud83d\ude00", ...),
+    *(Decimal("0.10"), Decimal("-Infinity"), Decimal("1E+999999"), Fraction(-1, 3), Fraction(2**200, 7)),
     *([], (), set(), frozenset(), {}, [1, 2.5, "x"], (1,), [1, [2, (3,)]], {1, 2}, frozenset({"a"}), {"a": 1, 2: (3,)}),
     *({(1, 2): [3]}, {None: {True: 1.5}}, {frozenset({1}): {2}}, [True, 1, 1.0], (1, [2, {3: {4, 5}}], "6", None)),
 ]
@@ -152,6 +155,12 @@ def test_lying_subclasses_are_never_asked():
     assert back.type_name == "Liar"
 
 
+def test_a_fraction_of_odd_parts_is_opaque():
+    odd = Fraction(1, 2)
+    odd._numerator = liar(int)()
+    assert type(decode(encode(odd))) is Opaque
+
+
 def test_lying_arrays_are_never_asked():
     np = pytest.importorskip("numpy", reason="not run: numpy")
 
@@ -199,6 +208,8 @@ def test_depth_is_bounded_and_what_lies_deeper_is_opaque():
     [
         *(b"", b"{", b"\xff", b"nul", b'{"t":1}', b'{"t":[],"s":[]}', b"{}", b'{"x":1}', b'{"ts":[]}', b'{"":[]}'),
         *(b'{"d":[1]}', b'{"s":[[]]}', b'{"d":[[],1]}', b'{"i":5}', b'{"i":"zz"}', b'{"c":[1]}', b'{"c":["a","b"]}'),
+        *(b'{"m":1}', b'{"m":"x"}', b'{"q":["1","0"]}', b'{"q":["1"]}', b'{"q":[1,2]}'),
+        b'{"q":["' + b"f" * 1_000_000 + b'","3"]}',
         *(b'{"b":"x"}', b'{"b":1}', b'{"o":1}', b'{"a":1}', b'{"g":["O",""]}', b'{"a":["|O8",[1],"AAAAAAAAAAA="]}'),
         *(b'{"a":["<f8",[2],"AAAAAAAAAAA="]}', b'{"a":["<f8",[-1,-1],"AAAAAAAAAAA="]}', b'{"a":["<f8",["1"],""]}'),
         *(b'{"a":["(2,)f8",[1],""]}', b'{"a":["<f8",[1],"!"]}', b'{"a":["<f8",[1],5]}', b'{"a":["<M8[x]",[0],""]}'),

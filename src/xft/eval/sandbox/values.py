@@ -4,6 +4,7 @@ Tagged JSON. A list, str, bool, None, float and small int stand for themselves; 
 
     {"t": [...]} tuple     {"s": [...]} set       {"f": [...]} frozenset       {"d": [key, value, ...]} dict
     {"i": hex} large int   {"c": [re, im]}        {"b": hex} bytes             {"e": 0} Ellipsis
+    {"m": text} Decimal    {"q": [hex, hex]} Fraction
     {"a": [dtype, shape, base64]} numpy array     {"g": [dtype, base64]} numpy scalar
     {"o": name} Opaque
 
@@ -18,11 +19,14 @@ import json
 import math
 import re
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
 MAX_DEPTH = 100
 MAX_NAME = 200
+MAX_FRACTION = 10_000
 SMALL = 10**18
 DTYPE = re.compile(r"[<>|][biufcSU]\d+|[<>][mM]8(\[([1-9]\d{0,8})?([YMWDhms]|[munpfa]s)\])?")
 """Kinds of numpy data that are bytes and nothing else: no objects, no structures."""
@@ -34,6 +38,8 @@ _dumps = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(
 _loads = json.JSONDecoder(parse_constant=float).decode  # a new NaN each time: lists find one and the same NaN equal
 _name_of = type.__dict__["__name__"].__get__
 _module_of = type.__dict__["__module__"].__get__
+_numerator_of = Fraction.__dict__["_numerator"].__get__
+_denominator_of = Fraction.__dict__["_denominator"].__get__
 SCALARS = frozenset({type(None), bool, int, float, str})
 PLAIN_IDS = frozenset(map(id, SCALARS - {int}))
 """Types go by their ids: to hash or compare a type asks its metaclass."""
@@ -72,7 +78,7 @@ def decode(data: bytes) -> Any:
     """
     try:
         return _untagged(_loads(data.decode("utf-8", "surrogatepass")), 0)
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError, MemoryError) as error:
         raise ValueError(f"not an encoded value: {type(error).__name__}: {_printable(str(error))}") from None
 
 
@@ -114,6 +120,10 @@ def _tagged(value: Any, depth: int) -> Any:
         return {"b": bytes.hex(value)}
     if value is ...:
         return {"e": 0}
+    if kind is Decimal:
+        return {"m": Decimal.__str__(value)}
+    if kind is Fraction:
+        return _fraction(_numerator_of(value), _denominator_of(value))
     return {"o": _kind_name(kind)}
 
 
@@ -125,6 +135,13 @@ def _items(items: list[Any], depth: int) -> list[Any]:
     if kinds == {id(int)} and min(items) > -SMALL and max(items) < SMALL:
         return items
     return [_tagged(item, depth + 1) for item in items]
+
+
+def _fraction(numerator: Any, denominator: Any) -> dict[str, Any]:
+    """Tag a Fraction, whose parts its owner can set to anything."""
+    if type(numerator) is int and type(denominator) is int:
+        return {"q": [hex(numerator), hex(denominator)]}
+    return {"o": "fractions.Fraction"}
 
 
 def _array(base: Any, value: Any, kind: type) -> dict[str, Any]:
@@ -179,6 +196,11 @@ def _untagged(value: Any, depth: int) -> Any:
         return bytes.fromhex(body)
     if tag == "e":
         return ...
+    if tag == "m":
+        return Decimal(_typed(body, str))
+    if tag == "q":
+        numerator, denominator = (int(_short(part), 16) for part in body)
+        return Fraction(numerator, denominator)
     if tag == "o":
         return Opaque(_printable(_typed(body, str)))
     if tag == "a":
@@ -189,6 +211,13 @@ def _untagged(value: Any, depth: int) -> Any:
         array = _numpy_array(dtype, (1,), text)
         return array if isinstance(array, Opaque) else array[0]
     raise ValueError(f"unknown tag {tag!r}")
+
+
+def _short(text: Any) -> str:
+    """Return the digits of a number that is quickly reduced."""
+    if len(_typed(text, str)) > MAX_FRACTION:
+        raise ValueError("a fraction of very large numbers")
+    return str(text)
 
 
 def _typed(value: Any, kind: type) -> Any:
