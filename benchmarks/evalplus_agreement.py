@@ -136,6 +136,46 @@ def {name}(*arguments):
             argument.clear()
     return result
 """
+HOSTILE = {
+    "equals everything": """
+class Everything:
+    def __eq__(self, other):
+        return True
+def {name}(*arguments):
+    return Everything()
+""",
+    "reads the expected output": """
+import sys
+def {name}(*arguments):
+    frame = sys._getframe(1)
+    while frame:
+        if "expected" in frame.f_locals and "i" in frame.f_locals:
+            return frame.f_locals["expected"][frame.f_locals["i"]]
+        frame = frame.f_back
+""",
+    "writes the verdict": """
+import os, sys
+def {name}(*arguments):
+    frame = sys._getframe(1)
+    while frame:
+        if "details" in frame.f_locals and "stat" in frame.f_locals:
+            found = frame.f_locals
+            for number in range(len(found["inputs"])):
+                found["details"][number] = True
+            found["progress"].value, found["stat"].value = len(found["inputs"]), 0
+        frame = frame.f_back
+    os._exit(0)
+""",
+    "empties its arguments": """
+def {name}(*arguments):
+    for argument in arguments:
+        if isinstance(argument, list):
+            argument.clear()
+    return 0
+""",
+}
+"""Wrong solutions that take advantage of a grader in their own process."""
+HOSTILE_FIRST, HOSTILE_EVERY = 12, 20  # find_zero is among them
 
 
 def mutate(tree: ast.Module, choice: random.Random) -> str | None:
@@ -319,6 +359,11 @@ def main() -> None:
         ]
         random.Random(options.seed).shuffle(samples)
         samples = samples[: options.limit]
+        samples += [
+            {"id": f"{task} {kind}", "task_id": task, "kind": kind, "solution": text.format(name=problem.entry_point)}
+            for task, problem in list(problems.items())[HOSTILE_FIRST::HOSTILE_EVERY]
+            for kind, text in HOSTILE.items()
+        ]
         for entry in options.samples:
             name, _, file = entry.partition("=")
             samples += samples_of(Path(file), problems) if name == bench else []
@@ -347,11 +392,17 @@ def compare(bench: str, samples: list[Sample], options: argparse.Namespace) -> N
             break
     different = disagreements(ours, theirs)
     for part in PARTS:
-        table = Counter((theirs[name][part] == "pass", ours[name][part]) for name in ours)
+        usual = [name for name in ours if by_name[name]["kind"] not in HOSTILE]
+        table = Counter((theirs[name][part] == "pass", ours[name][part]) for name in usual)
         print(
             f"  {part}: both pass {table[True, True]}, both fail {table[False, False]}, "
             f"only EvalPlus passes {table[True, False]}, only xft passes {table[False, True]}"
         )
+    for kind in HOSTILE:
+        names = [name for name in ours if by_name[name]["kind"] == kind]
+        fooled = sum(theirs[name]["base"] == theirs[name]["plus"] == "pass" for name in names)
+        passed = sum(ours[name]["base"] and ours[name]["plus"] for name in names)
+        print(f"  hostile, {kind}: of {len(names)} wrong programs EvalPlus passes {fooled}, xft {passed}")
     with (options.out / f"{SETS[bench][0]}-disagreements.jsonl").open("w") as file:
         for name in different:
             row = {**by_name[name], "evalplus": theirs[name], "xft": ours[name]}
