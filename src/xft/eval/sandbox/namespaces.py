@@ -22,6 +22,7 @@ LIBRARIES = "/libraries"
 
 DEVICES = ("null", "zero", "random", "urandom")
 RESERVED_IDS = 300  # process ids that the kernel gives out once only
+SPARE_IDS = 16  # a bomb has to be seen to be more than is allowed, not only to be held
 SHARED_MB = 16
 
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
@@ -156,7 +157,7 @@ def limit_process_ids(tasks: int) -> None:
     release = os.uname().release.split(".")
     if (int(release[0]), int(release[1])) >= (6, 14):
         with contextlib.suppress(OSError):
-            put("/proc/sys/kernel/pid_max", b"%d" % (RESERVED_IDS + tasks))
+            put("/proc/sys/kernel/pid_max", b"%d" % (RESERVED_IDS + tasks + SPARE_IDS))
             put("/proc/sys/kernel/ns_last_pid", b"%d" % RESERVED_IDS)  # or the first round has them all
 
 
