@@ -143,8 +143,12 @@ def contents_of(name: str) -> str:
     """Return a hash of what an environment holds: requirements, interpreter, fetched files; "" without it."""
     if _absence(name):
         return ""
-    files = [file.path for file in ENVIRONMENTS[name].files if (folder_of(name) / file.path).is_file()]
-    return hashlib.sha256(json.dumps([_mark(name), files], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_mark(name), lacking_of(name)], sort_keys=True).encode()).hexdigest()
+
+
+def lacking_of(name: str) -> Sequence[str]:
+    """Return those of an environment's files that could not be fetched."""
+    return [file.path for file in ENVIRONMENTS[name].files if not (folder_of(name) / file.path).is_file()]
 
 
 def _absence(name: str) -> str:

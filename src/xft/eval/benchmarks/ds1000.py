@@ -24,7 +24,7 @@ from typing import Any
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
-from xft.eval.environment import contents_of, folder_of, python_of, versions_of
+from xft.eval.environment import contents_of, folder_of, lacking_of, python_of, versions_of
 from xft.eval.extract import parse
 from xft.eval.sandbox import Outcome, Sandbox
 from xft.progress import track
@@ -161,8 +161,8 @@ class DS1000:
             version = versions.get(DISTRIBUTIONS[library], "")
             tools.append(Tool(name=library, version=version, fault=self._fault(library, sound, sandbox)))
             if len(sound) < len(own):
-                named = ", ".join(f"{each.task_id} ({failing[each.task_id]})" for each in own if each not in sound)
-                fault = f"{len(own) - len(sound)} of {len(own)} reference solutions fail in this environment: {named}"
+                fault = f"{len(own) - len(sound)} of {len(own)} reference solutions fail in this environment: "
+                fault += _said({each.task_id: failing[each.task_id] for each in own if each not in sound})
                 tools.append(Tool(name=f"{library}: references", version=version, fault=fault))
         return tools
 
@@ -239,6 +239,17 @@ class DS1000:
         partial.write_text(json.dumps({"key": key, "data": data, "failing": failing}, indent=1))
         partial.replace(path)
         return failing
+
+
+def _said(failing: Mapping[str, str]) -> str:
+    """Name failing reference solutions by what went wrong."""
+    causes: dict[str, list[str]] = {}
+    for task_id, error in failing.items():
+        causes.setdefault(re.sub(r" \(line \d+\)$", "", error), []).append(task_id)
+    said = "; ".join(f"{', '.join(tasks)} ({cause})" for cause, tasks in causes.items())
+    if lacking := lacking_of(ENVIRONMENT):
+        said += f"; `xft doctor --setup {ENVIRONMENT}` tries again to fetch what some may need: {', '.join(lacking)}"
+    return said
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
