@@ -214,6 +214,7 @@ CHECKS: dict[str, str] = {
 }
 
 ALONE = "nothing counts root's processes without namespaces, so Python programs start none"
+NONE = "the limit of processes is zero there, and root's alone are not counted"
 SEEN = "the table of processes is the machine's; their environment and memory are closed"
 
 # A level's exceptions: check -> why. They are tried too, so that the list stays true.
@@ -225,7 +226,9 @@ CANNOT: dict[str, dict[str, str]] = {
         "no reading: the parent's command line": SEEN,
         "no reading: other processes": SEEN,
     },
-    "unsafe": {},
+    "unsafe": {}
+    if os.getuid() == 0
+    else dict.fromkeys(("works: threads", "works: subprocesses", "works: a process pool"), NONE),
 }
 KEY = 0x78667468
 
