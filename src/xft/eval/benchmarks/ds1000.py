@@ -56,6 +56,8 @@ FENCE = re.compile(r"^[ \t]*```([^\n`]*)(?:\n|\Z)", re.MULTILINE)
 FENCE_STOP = ("\n```",)
 FUNCTION = re.compile(r"^def (\w+)\(.*\n(?:(?!def ).*\n)*?\[insert\]", re.MULTILINE)
 IN_FUNCTION = "### BEGIN SOLUTION"
+OF_THE_ANSWER = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+"""What an answer may need before its function; all else is the prompt's example, for which the tests have their own."""
 INSTRUCTION = (
     "Solve the following problem. Write only the Python code that belongs at [insert], indented as it must be there, "
     "and nothing that stands before it.\n\n{stub}\n[insert]"
@@ -304,7 +306,8 @@ def _body(name: str, code: str) -> str:
     for number, node in enumerate(tree.body):
         if isinstance(node, ast.FunctionDef) and node.name == name:
             node.decorator_list = []
-            node.body = [*tree.body[:number], *node.body]
+            before = [each for each in tree.body[:number] if isinstance(each, OF_THE_ANSWER)]
+            node.body = [*before, *node.body]
             return ast.unparse(node).split("\n", 1)[1] + "\n"
     return code if code.lstrip("\n").startswith((" ", "\t")) else textwrap.indent(text, "    ")
 
