@@ -37,11 +37,8 @@ class Timed:
         """Answer, and note tokens a second of wall and of CPU time."""
         backend.batch = batch  # type: ignore[attr-defined]
         wall, cpu = time.perf_counter(), time.process_time()
-        made = {
-            ask.task_id: answer.text
-            for unit, answers in backend.complete(backend.units(asks), sampling)
-            for ask, answer in zip(unit, answers, strict=True)
-        }
+        units = backend.units(asks)
+        made = {ask.task_id: answer.text for ask, answer in backend.complete(units, sampling)}
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         tokenizer = backend.tokenizer  # type: ignore[attr-defined]
         tokens = sum(len(tokenizer.encode(text)) for text in made.values())

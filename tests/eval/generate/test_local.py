@@ -185,7 +185,7 @@ class Letters:
 def written(text: str, stop: str) -> tuple[list[bool], str]:
     """Give a row letter after letter."""
     row = Row(prompt=tuple(map(ord, "def f():\n")), stop=(stop,), seed=0)
-    writer = _Writer(Letters(), row, ends=set(), left=10**6)
+    writer = _Writer(Letters(), row, 0, ends=set(), left=10**6)
     more = [writer.add(ord(letter)) for letter in text]
     return more, writer.answer().text
 
@@ -225,6 +225,22 @@ def test_rows_that_have_ended_leave_the_batch(backend: Any, tmp_path: Path, monk
     assert sum(rows[1:]) < 2 * len(rows)
 
 
+def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answers(with_batch(backend, 1), tmp_path / "whole", max_new_tokens=40)
+    texts = {sample["task_id"]: sample["completion"] for sample in whole}
+    toy = ToyPrompts(stops={task: (text[:1],) for task, text in texts.items() if task not in ("T/2", "T/3")})
+    one = answers(backend, tmp_path / "one", toy, max_new_tokens=40)
+    shapes = watched(backend, monkeypatch)
+    assert answers(with_batch(backend, 2), tmp_path / "two", toy, max_new_tokens=40) == one
+    steps = [shape[0] for shape in shapes if shape[1] == 1]
+    read = [shape[0] for shape in shapes if shape[1] > 1]
+    assert sum(read) == 5
+    assert len(read) > 3  # rather than three batches of two, two and one
+    assert max(steps) == 2
+
+
 def test_equal_prompts_are_read_once(backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = watched(backend, monkeypatch)
     toy = ToyPrompts()
@@ -242,7 +258,7 @@ def test_special_tokens_spelled_as_stop_strings_end_an_answer(backend: Any, tmp_
     bias.data[number] = 1e4
     backend_bias, head.bias = head.bias, bias
     try:
-        [(_, [answer])] = backend.complete([[Ask(task_id="a", sample=0, request=request)]], Sampling(max_new_tokens=9))
+        [(_, answer)] = backend.complete([[Ask(task_id="a", sample=0, request=request)]], Sampling(max_new_tokens=9))
     finally:
         head.bias = backend_bias
     assert (answer.text, answer.finish) == ("", "stop")
@@ -264,7 +280,7 @@ def test_a_prompt_as_long_as_the_models_context_gets_no_answer(tmp_path: Path, d
 def test_a_killed_generation_goes_on_and_ends_as_if_it_had_not_been(
     backend: Any, tmp_path: Path, how: dict[str, Any]
 ) -> None:
-    with_batch(backend, 4)
+    with_batch(backend, 2 if how else 1)  # two units
     whole = answers(backend, tmp_path / "whole", **how)
     final = (tmp_path / "whole" / "samples.jsonl").read_text()
     toy = ToyPrompts()

@@ -67,11 +67,11 @@ class Backend(Protocol):
         """Divide the work; the same asks give the same units."""
         ...
 
-    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Unit, Sequence[Answer]]]:
-        """Answer units, in any order, each as soon as it is whole.
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
+        """Answer all of the units, in any order, each answer as soon as it is there.
 
         Raises:
-            FetchError: a server can't be reached, or refuses; all that was whole before has been given.
+            FetchError: a server can't be reached, or refuses; all that was answered before has been given.
         """
         ...
 

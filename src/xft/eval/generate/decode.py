@@ -1,27 +1,33 @@
-"""A batch of prompts to texts with a transformers model.
+"""Prompts to texts with a transformers model, many at a time.
 
-A loop of its own, beside `model.generate`, for three reasons: a row that has ended leaves the batch, so that the last,
-longest answers don't cost a whole batch; rows have stop strings of their own; and each row draws its own random
-numbers, so that what a row says does not depend on which others it is in a batch with, rounding apart.
+A loop of its own, beside `model.generate`, for three reasons: a row that has ended leaves the batch and the next prompt
+takes its place, so that a few long answers don't cost whole batches; rows have stop strings of their own; and each row
+draws its own random numbers, so that what a row says does not depend on which others it is in a batch with, rounding
+apart.
 
-Shapes: B rows still going, U different prompts, T tokens, V vocabulary, K most probable tokens.
+Shapes: B rows going, U different prompts, T tokens, V vocabulary, K most probable tokens; layers of a cache BHTD.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from xft.eval.generate.backend import Answer, Sampling, first_stop
 
 CONTEXT = 4
 """Prompt tokens decoded before an answer; some tokenizers drop the space at a text's start, even an indentation's."""
+PLACES = 4
+"""New rows begin when one in so many places is free: each time the cache of all rows is copied."""
 NUCLEUS = 256
 """Tokens among which a top-p set is looked for before the whole vocabulary is sorted."""
 
@@ -35,35 +41,93 @@ class Row:
     seed: int
 
 
+@dataclass(kw_only=True, slots=True)
+class _Batch:
+    """The rows that are going: what they have read, and the logits of what comes next."""
+
+    going: list[_Writer]
+    cache: DynamicCache
+    mask_BT: Tensor
+    logits_BV: Tensor
+
+
 @torch.inference_mode()
-def complete_rows(model: Any, tokenizer: Any, rows: Sequence[Row], sampling: Sampling, ends: set[int]) -> list[Answer]:
-    """Return each row's answer. Equal prompts are read once; `ends` are the tokens that end an answer."""
+def complete_rows(
+    model: Any, tokenizer: Any, rows: Sequence[Row], sampling: Sampling, ends: set[int], *, width: int
+) -> Iterator[tuple[int, Answer]]:
+    """Give each row's number and answer as soon as it has ended; `ends` are the tokens that end an answer.
+
+    At most `width` rows go at a time; equal prompts that begin together are read once.
+    """
     room = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    writers = [_Writer(tokenizer, row, ends, min(sampling.max_new_tokens, room - len(row.prompt))) for row in rows]
-    going = [writer for writer in writers if writer.left > 0]
-    if not going:
-        return [writer.answer() for writer in writers]
-    prompts = list(dict.fromkeys(writer.row.prompt for writer in going))
+    waiting: deque[_Writer] = deque()
+    for number, row in enumerate(rows):
+        writer = _Writer(tokenizer, row, number, ends, min(sampling.max_new_tokens, room - len(row.prompt)))
+        if writer.left > 0:
+            waiting.append(writer)
+        else:
+            yield number, writer.answer()
+    batch: _Batch | None = None
+    while waiting or batch:
+        free = width - (len(batch.going) if batch else 0)
+        if waiting and (batch is None or (free >= max(1, width // PLACES) and _can_join(batch.cache))):
+            fresh = _read(model, [waiting.popleft() for _ in range(min(free, len(waiting)))])
+            batch = _joined(batch, fresh) if batch else fresh
+        assert batch
+        tokens_B = _choose(batch.logits_BV, batch.going, sampling)
+        more = [writer.add(token) for writer, token in zip(batch.going, tokens_B.tolist(), strict=True)]
+        ended = [writer for writer, on in zip(batch.going, more, strict=True) if not on]
+        batch = _stepped(model, batch, tokens_B, more) if any(more) else None
+        yield from ((writer.number, writer.answer()) for writer in ended)
+
+
+def _read(model: Any, writers: list[_Writer]) -> _Batch:
+    """Begin rows: read their prompts."""
+    prompts = list(dict.fromkeys(writer.row.prompt for writer in writers))
     ids_UT, mask_UT = _padded(prompts, model.device)
     cache = DynamicCache(config=model.config)
-    positions_UT = (mask_UT.cumsum(-1) - 1).clamp(min=0)
-    logits_UV = _forward(model, ids_UT, mask_UT, positions_UT, cache)
-    which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in going], device=model.device)
-    logits_BV, mask_BT = logits_UV[which_B], mask_UT[which_B]
-    if len(prompts) < len(going):
+    logits_UV = _forward(model, ids_UT, mask_UT, (mask_UT.cumsum(-1) - 1).clamp(min=0), cache)
+    which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in writers], device=model.device)
+    if len(prompts) < len(writers):
         cache.batch_select_indices(which_B)
-    while True:
-        tokens_B = _choose(logits_BV, going, sampling)
-        more = [writer.add(token) for writer, token in zip(going, tokens_B.tolist(), strict=True)]
-        if not any(more):
-            return [writer.answer() for writer in writers]
-        if not all(more):
-            kept_B = torch.tensor([number for number, on in enumerate(more) if on], device=model.device)
-            cache.batch_select_indices(kept_B)
-            tokens_B, mask_BT = tokens_B[kept_B], mask_BT[kept_B]
-            going = [writer for writer, on in zip(going, more, strict=True) if on]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(going), 1)], dim=1)
-        logits_BV = _forward(model, tokens_B[:, None], mask_BT, mask_BT.sum(-1, keepdim=True) - 1, cache)
+    return _Batch(going=writers, cache=cache, mask_BT=mask_UT[which_B], logits_BV=logits_UV[which_B])
+
+
+def _stepped(model: Any, batch: _Batch, tokens_B: Tensor, more: Sequence[bool]) -> _Batch:
+    """Let the rows that have more to say read their token; the others leave."""
+    going, mask_BT = batch.going, batch.mask_BT
+    if not all(more):
+        kept_B = torch.tensor([place for place, on in enumerate(more) if on], device=tokens_B.device)
+        batch.cache.batch_select_indices(kept_B)
+        tokens_B, mask_BT = tokens_B[kept_B], mask_BT[kept_B]
+        going = [writer for writer, on in zip(going, more, strict=True) if on]
+    mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(going), 1)], dim=1)
+    positions_B1 = mask_BT.sum(-1, keepdim=True) - 1
+    logits_BV = _forward(model, tokens_B[:, None], mask_BT, positions_B1, batch.cache)
+    return _Batch(going=going, cache=batch.cache, mask_BT=mask_BT, logits_BV=logits_BV)
+
+
+def _can_join(cache: DynamicCache) -> bool:
+    """Tell whether all layers keep all that was read; sliding windows can't be lined up anew."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _joined(old: _Batch, new: _Batch) -> _Batch:
+    """Put fresh rows below those that are going, all lined up on the right."""
+    spare = int((old.mask_BT.cumsum(-1) == 0).sum(-1).min())  # padding of rows that have left
+    length = max(old.mask_BT.shape[1] - spare, new.mask_BT.shape[1])
+    for old_layer, new_layer in zip(old.cache.layers, new.cache.layers, strict=True):
+        for name in ("keys", "values"):
+            old_BHTD, new_BHTD = getattr(old_layer, name)[:, :, spare:], getattr(new_layer, name)
+            lined = [pad(part, (0, 0, length - part.shape[2], 0)) for part in (old_BHTD, new_BHTD)]
+            setattr(old_layer, name, torch.cat(lined))
+    masks = [pad(part_BT, (length - part_BT.shape[1], 0)) for part_BT in (old.mask_BT[:, spare:], new.mask_BT)]
+    return _Batch(
+        going=old.going + new.going,
+        cache=old.cache,
+        mask_BT=torch.cat(masks),
+        logits_BV=torch.cat([old.logits_BV, new.logits_BV]),
+    )
 
 
 def _padded(prompts: Sequence[tuple[int, ...]], device: Any) -> tuple[Tensor, Tensor]:
@@ -125,8 +189,8 @@ def _at_draw(weights_BK: Tensor, draws_B: Tensor) -> Tensor:
 class _Writer:
     """One row: what it has said, and whether it has ended."""
 
-    def __init__(self, tokenizer: Any, row: Row, ends: set[int], left: int) -> None:
-        self.tokenizer, self.row, self.left = tokenizer, row, left
+    def __init__(self, tokenizer: Any, row: Row, number: int, ends: set[int], left: int) -> None:
+        self.tokenizer, self.row, self.number, self.left = tokenizer, row, number, left
         self.random = random.Random(row.seed)
         self.tokens: list[int] = []
         self.ended = False

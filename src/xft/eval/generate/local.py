@@ -21,6 +21,9 @@ from xft.memory import keep_heap_warm, release_memory
 from xft.prompts import resolve_prompt
 from xft.tune.tune import quiet
 
+BATCHES = 4
+"""Batches' worth of answers that a kill costs at most; only at the end of so many the batch runs empty."""
+
 
 class LocalBackend:
     """A model that transformers runs."""
@@ -56,18 +59,20 @@ class LocalBackend:
         return dict(self._settings)
 
     def units(self, asks: Sequence[Ask]) -> list[Unit]:
-        """Return batches, the longest prompts first, so that a lack of memory shows at once."""
+        """Return a few batches each, the longest prompts first, so that a lack of memory shows at once."""
         ordered = sorted(asks, key=lambda ask: -len(self._prompt(ask.request)))
-        return [ordered[start : start + self.batch] for start in range(0, len(ordered), self.batch)]
+        size = self.batch * BATCHES
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Unit, Sequence[Answer]]]:
-        """Answer one batch after the other."""
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
+        """Answer one unit after the other; in each, `batch` answers are made at the same time."""
         for unit in units:
             rows = [
                 Row(prompt=self._prompt(ask.request), stop=ask.request.stop, seed=ask_seed(sampling.seed, ask))
                 for ask in unit
             ]
-            yield unit, complete_rows(self.model, self.tokenizer, rows, sampling, self._ends)
+            made = complete_rows(self.model, self.tokenizer, rows, sampling, self._ends, width=self.batch)
+            yield from ((unit[number], answer) for number, answer in made)
 
     def close(self) -> None:
         """Give the model's memory back."""

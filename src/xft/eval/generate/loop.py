@@ -40,19 +40,18 @@ def generate(
         missing = [unit for unit in units if _key(unit[0]) not in samples]
         _rewrite(path, list(samples.values()))  # without the rest of a line that a kill cut short
         with track(label, len(asks), done=len(samples)) as advance, path.open("a", encoding="utf-8") as sink:
-            for unit, answers in backend.complete(missing, sampling):
-                for ask, answer in zip(unit, answers, strict=True):
-                    sample: Sample = {
-                        "task_id": ask.task_id,
-                        "sample": ask.sample,
-                        "completion": answer.text,
-                        "code": benchmark.extract(by_id[ask.task_id], answer.text, backend.style),
-                        "finish": answer.finish,
-                    }
-                    samples[_key(ask)] = sample
-                    sink.write(json.dumps(sample) + "\n")
+            for ask, answer in backend.complete(missing, sampling):
+                sample: Sample = {
+                    "task_id": ask.task_id,
+                    "sample": ask.sample,
+                    "completion": answer.text,
+                    "code": benchmark.extract(by_id[ask.task_id], answer.text, backend.style),
+                    "finish": answer.finish,
+                }
+                samples[_key(ask)] = sample
+                sink.write(json.dumps(sample) + "\n")
                 sink.flush()
-                advance(len(unit))
+                advance(1)
     _rewrite(path, [samples[_key(ask)] for ask in asks])
 
 

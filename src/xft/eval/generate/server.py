@@ -73,11 +73,11 @@ class ServerBackend:
         """Return each answer alone: the server sees to their batching."""
         return [[ask] for ask in asks]
 
-    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Unit, Sequence[Answer]]]:
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
         """Answer with `batch` requests at once; what was answered before a failure is given before it is raised."""
         waiting = iter(units)
         taking = threading.Lock()
-        results: queue.Queue[tuple[Unit, Answer] | BaseException | None] = queue.Queue()
+        results: queue.Queue[tuple[Ask, Answer] | BaseException | None] = queue.Queue()
         stopping = threading.Event()
 
         def work() -> None:
@@ -87,7 +87,7 @@ class ServerBackend:
                         unit = next(waiting, None)
                     if unit is None:
                         break
-                    results.put((unit, self._answer(unit[0], sampling, stopping)))
+                    results.put((unit[0], self._answer(unit[0], sampling, stopping)))
             except BaseException as error:  # goes to the caller's thread
                 stopping.set()
                 results.put(error)
@@ -107,7 +107,7 @@ class ServerBackend:
                 elif isinstance(result, BaseException):
                     failures.append(result)
                 else:
-                    yield result[0], [result[1]]
+                    yield result
         finally:
             stopping.set()
         if failures:

@@ -49,13 +49,13 @@ class VllmBackend:
         """Return large pieces in the given order."""
         return [asks[start : start + AT_ONCE] for start in range(0, len(asks), AT_ONCE)]
 
-    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Unit, Sequence[Answer]]]:
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
         """Answer one piece after the other."""
         for unit in units:
             prompts = [{"prompt_token_ids": self._prompt(ask.request)} for ask in unit]
             how = [self._sampling(ask, sampling) for ask in unit]
             outputs = self._engine.generate(prompts, how, use_tqdm=False)
-            yield unit, [_answer(output.outputs[0], ask) for output, ask in zip(outputs, unit, strict=True)]
+            yield from ((ask, _answer(output.outputs[0], ask)) for output, ask in zip(outputs, unit, strict=True))
 
     def close(self) -> None:
         """Give the model's memory back."""
