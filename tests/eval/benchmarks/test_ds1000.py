@@ -270,7 +270,7 @@ def test_a_continuation_is_cut_as_the_authors_do(problems, completion, code):
         (FUNCTION, f"{IN_FUNCTION.split('<code>')[1]}\n    return 1\n```", "    return 1\n"),
         (
             FUNCTION,
-            "import math\nvalues = load_data()\ndef f(values=None):\n    return 1\nprint(f())\n",
+            "import numpy as np\nimport math\nvalues = load_data()\ndef f(values=None):\n    return 1\nprint(f())\n",
             "    import math\n    return 1\n",
         ),
         (FUNCTION, "@cached\ndef f(values): return 1\n", "    return 1\n"),

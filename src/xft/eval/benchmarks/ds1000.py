@@ -57,7 +57,7 @@ FENCE_STOP = ("\n```",)
 FUNCTION = re.compile(r"^def (\w+)\(.*\n(?:(?!def ).*\n)*?\[insert\]", re.MULTILINE)
 IN_FUNCTION = "### BEGIN SOLUTION"
 OF_THE_ANSWER = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-"""What an answer may need before its function; all else is the prompt's example, for which the tests have their own."""
+"""What an answer may need before its function, unless the prompt has it; all else is the prompt's example."""
 INSTRUCTION = (
     "Solve the following problem. Write only the Python code that belongs at [insert], indented as it must be there, "
     "and nothing that stands before it.\n\n{stub}\n[insert]"
@@ -273,7 +273,7 @@ def _from_chat(problem: Problem, answer: str) -> str:
     for end in ENDS:
         code = code.split(end)[0]
     code = _without_prompt(problem.stub, code)
-    return _body(problem.entry_point, code) if problem.entry_point and code.strip() else code
+    return _body(problem, code) if problem.entry_point and code.strip() else code
 
 
 def _fenced(answer: str) -> str:
@@ -297,17 +297,17 @@ def _without_prompt(stub: str, code: str) -> str:
     return code
 
 
-def _body(name: str, code: str) -> str:
+def _body(problem: Problem, code: str) -> str:
     """Return code as the body of a function, taken out of one that was written whole, indented where it is not."""
     text = textwrap.dedent(code).strip("\n") + "\n"
     tree = parse(text)
     if tree is None:
         return code
     for number, node in enumerate(tree.body):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
+        if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point:
             node.decorator_list = []
             before = [each for each in tree.body[:number] if isinstance(each, OF_THE_ANSWER)]
-            node.body = [*before, *node.body]
+            node.body = [*(each for each in before if ast.unparse(each) not in problem.stub), *node.body]
             return ast.unparse(node).split("\n", 1)[1] + "\n"
     return code if code.lstrip("\n").startswith((" ", "\t")) else textwrap.indent(text, "    ")
 
