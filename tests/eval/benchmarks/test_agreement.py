@@ -82,6 +82,20 @@ def test_a_program_that_fools_a_grader_in_its_process_fails(sandbox, name, task_
     assert dict(verdict.parts) == {"base": False, "plus": False}
 
 
+@pytest.mark.parametrize("wrapper", ["iter(v)", "(x for x in v)", "dict.fromkeys(v).keys()", "set(v)"])
+def test_an_iterator_is_no_set(sandbox, wrapper):
+    """EvalPlus makes a set of whatever can be iterated over; here only plain data are looked into."""
+    program = f"{{canonical}}\n\n_whole = {{name}}\ndef {{name}}(a, b=None):\n    v = _whole(a)\n    return {wrapper}\n"
+    verdict = judge("mbpp+", "Mbpp/111", sandbox, program)
+    assert verdict.status == ("passed" if wrapper == "set(v)" else "wrong")
+
+
+def test_an_array_of_python_objects_is_opaque(sandbox):
+    """EvalPlus finds an array that holds one dict equal to the dict."""
+    program = "{canonical}\n\nimport numpy\n_whole = {name}\ndef {name}(v):\n    return numpy.array(_whole(v))\n"
+    assert judge("mbpp+", "Mbpp/88", sandbox, program).status == "wrong"
+
+
 @pytest.mark.parametrize("kind", ["Fraction", "Decimal", "numpy.int64", "bool"])
 def test_numbers_of_other_kinds_are_equal_as_in_evalplus(sandbox, kind):
     program = (
