@@ -68,7 +68,7 @@ def measure(precision: str, options: argparse.Namespace) -> dict[str, str]:
     one, many = Timed(), Timed()
     for number in range(options.rounds):
         many.run(backend, asks, options.batch, sampling)
-        one.run(backend, asks[number :: options.rounds], 1, sampling)
+        one.run(backend, asks[number :: options.rounds][:: options.sparse], 1, sampling)
     print(f"{precision}: {backend.settings()['device']}, load {os.getloadavg()[0]:.1f}")
     one.show("one at a time")
     many.show(f"batches of {options.batch}")
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=41)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sparse", type=int, default=1, help="one at a time: each n-th of a round's problems only")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--precision", nargs="+", default=["bf16"], choices=["bf16", "fp32"])
     options = parser.parse_args()
