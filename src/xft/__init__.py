@@ -2,8 +2,11 @@
 
 import wrapt
 
+from xft.families import FAMILIES
+
 __version__ = "0.1.0"
 
 # Mixture checkpoints load with `AutoModelForCausalLM` after `import xft`, in whatever order the two are imported,
 # and `import xft` itself stays free of torch: the classes are registered when transformers' registry is there.
-wrapt.register_post_import_hook("xft.moe.hook:register_classes", "transformers.models.auto.modeling_auto")
+for _module in ("transformers.models.auto.modeling_auto", *(family.modeling for family in FAMILIES.values())):
+    wrapt.register_post_import_hook("xft.moe.hook:register_classes", _module)

@@ -43,6 +43,11 @@ class Family:
         return [f"{self.ffn.format(layer=layer)}.{projection}.weight" for projection in self.projections]
 
     @property
+    def modeling(self) -> str:
+        """Return the name of the module of transformers that has the model class."""
+        return f"transformers.models.{self.model_type}.modeling_{self.model_type}"
+
+    @property
     def moe_type(self) -> str:
         """Return the `model_type` of this family's mixtures."""
         return MOE_PREFIX + self.model_type

@@ -48,7 +48,15 @@ def python(code: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "imports", ["import xft, transformers", "import transformers.models.auto.modeling_auto, xft", "import xft.upcycle"]
+    "imports",
+    [
+        "import xft, transformers",
+        "import transformers.models.auto.modeling_auto, xft",
+        "import xft.upcycle",
+        "import xft, transformers.models.llama.modeling_llama",
+        "import xft, transformers.models.qwen3.modeling_qwen3, transformers.models.llama.modeling_llama",
+        "import xft.families, transformers.models.llama.modeling_llama, xft.moe.model",
+    ],
 )
 def test_after_import_xft_a_mixture_loads_generates_saves_and_loads_again(
     imports: str, moe_of: Callable[..., Path], tmp_path: Path

@@ -118,4 +118,4 @@ class Benchmark(Protocol):
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 
 Sample = dict[str, Any]
-"""A line of samples.jsonl: task_id, sample (its number within the task), completion, code, finish (`stop`, `length`)."""
+"""A line of samples.jsonl: task_id, sample (its number in the task), completion, code, finish (`stop`, `length`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,14 @@ from xft.moe.layer import Experts, MoELayer, Router
 
 
 def register() -> None:
-    """Make `AutoConfig` and `AutoModelForCausalLM` know every family's mixture."""
+    """Make `AutoConfig` and `AutoModelForCausalLM` know every family's mixture.
+
+    Left out is a family whose stock class is not there yet since its module is being imported; see `hook.py`.
+    """
     for family in FAMILIES.values():
+        module = sys.modules.get(family.modeling)
+        if module is not None and not hasattr(module, family.model_class):
+            continue
         config_class, model_class = moe_classes(family)
         AutoConfig.register(family.moe_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
