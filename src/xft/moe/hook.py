@@ -1,4 +1,4 @@
-"""What runs when transformers' registry of models, or a family's module, has been imported."""
+"""What runs when one of the modules of transformers that mixture classes are built on has been imported."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import sys
 from types import ModuleType
 
 AUTO = "transformers.models.auto.modeling_auto"
+LAYERS = "transformers.modeling_layers"
+"""Imports AUTO, and is imported by every family's module."""
 
 
-def register_classes(_module: ModuleType) -> None:
+def register_classes(done: ModuleType) -> None:
     """Tell transformers about the mixture classes of all families whose stock class can be had by now.
 
-    A family whose own module is just being imported follows when that is done.
+    Those that can't be yet, since a module of theirs is just being imported, follow when that is done.
     """
-    if not hasattr(sys.modules.get(AUTO), "AutoModelForCausalLM"):
+    layers = sys.modules.get(LAYERS)
+    under_way = layers is not None and layers is not done and getattr(layers.__spec__, "_initializing", False)
+    if under_way or not hasattr(sys.modules.get(AUTO), "AutoModelForCausalLM"):
         return
     from xft.moe import model
 
