@@ -64,7 +64,8 @@ def test_importing_xft_loads_neither_torch_nor_transformers() -> None:
 
 
 def test_report_and_scoring_run_without_torch() -> None:
-    modules = "xft.report, xft.eval.score, xft.eval.sandbox, xft.eval.benchmarks, xft.eval.compare, xft.doctor, xft.base, xft.cli"
+    modules = "xft.report, xft.eval.score, xft.eval.sandbox, xft.eval.benchmarks, xft.eval.compare, xft.doctor"
+    modules += ", xft.eval.generate, xft.base, xft.cli"
     assert _python(f"import {modules}, sys; print('torch' in sys.modules)") == "False\n"
 
 
