@@ -39,10 +39,10 @@ def faults(pair: dict[str, Any], sandbox: Sandbox, known: frozenset[int]) -> lis
     """Return what is wrong with a pair."""
     found = []
     code, tests = code_of(pair["response"]), pair["tests"]
-    right = sandbox.run(f"{code}\n{tests}\n", timeout_s=10, memory_mb=1024)
+    right = sandbox.run(f"{code}\n{tests}\n", seconds=10, memory_mb=1024)
     if right.status != "passed":
         found.append(f"its own checks: {right.status} {right.error}")
-    if sandbox.run(f"{hollow(code)}\n{tests}\n", timeout_s=10, memory_mb=1024).status == "passed":
+    if sandbox.run(f"{hollow(code)}\n{tests}\n", seconds=10, memory_mb=1024).status == "passed":
         found.append("its checks pass without any code")
     if tengrams(f"{pair['instruction']}\n{pair['response']}\n{tests}") & known:
         found.append("shares ten words in a row with a benchmark")
@@ -52,9 +52,8 @@ def faults(pair: dict[str, Any], sandbox: Sandbox, known: frozenset[int]) -> lis
 def main(path: Path) -> int:
     """Check all pairs; return the number of those with a fault."""
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    sandbox = Sandbox()
     known = load_fingerprints("humaneval") | load_fingerprints("mbpp")
-    with ThreadPoolExecutor(2) as pool:
+    with Sandbox() as sandbox, ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda pair: faults(pair, sandbox, known), pairs))
     bad = 0
     for pair, found in zip(pairs, results, strict=True):

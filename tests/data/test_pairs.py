@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,16 @@ def test_the_fingerprints_find_what_they_are_made_of() -> None:
     assert not tengrams(sentence.replace("two", "three")) & load_fingerprints("mbpp")
 
 
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("pair", PAIRS[::9], ids=lambda pair: pair["id"])
-def test_a_sample_of_responses_passes_its_own_checks(pair: dict[str, str]) -> None:
+def test_a_sample_of_responses_passes_its_own_checks(pair: dict[str, str], sandbox: Sandbox) -> None:
     code = pair["response"].split(FENCE, 1)[1].split("\n```", 1)[0]
-    outcome = Sandbox().run(f"{code}\n{pair['tests']}\n", timeout_s=10, memory_mb=1024)
+    outcome = sandbox.run(f"{code}\n{pair['tests']}\n", seconds=10, memory_mb=1024)
     assert outcome.status == "passed", outcome.error
 
 
