@@ -34,7 +34,7 @@ def test_a_right_solution_of_find_zero_passes(sandbox):
 
 
 def test_a_polynomial_that_was_emptied_has_no_zero(sandbox):
-    """EvalPlus evaluates the polynomial that the candidate may have changed."""
+    """EvalPlus evaluates the polynomial that the candidate may have changed; the fault above hides it."""
     program = "def {name}(xs):\n    xs.clear()\n    return 0\n"
     verdict = judge("humaneval+", "HumanEval/32", sandbox, program)
     assert (verdict.status, dict(verdict.parts)) == ("wrong", {"base": False, "plus": False})
@@ -85,13 +85,13 @@ def test_a_program_that_fools_a_grader_in_its_process_fails(sandbox, name, task_
 @pytest.mark.parametrize("wrapper", ["iter(v)", "(x for x in v)", "dict.fromkeys(v).keys()", "set(v)"])
 def test_an_iterator_is_no_set(sandbox, wrapper):
     """EvalPlus makes a set of whatever can be iterated over; here only plain data are looked into."""
-    program = f"{{canonical}}\n\n_whole = {{name}}\ndef {{name}}(a, b=None):\n    v = _whole(a)\n    return {wrapper}\n"
+    program = f"{{canonical}}\n\n_whole = {{name}}\ndef {{name}}(a):\n    v = _whole(a)\n    return {wrapper}\n"
     verdict = judge("mbpp+", "Mbpp/111", sandbox, program)
     assert verdict.status == ("passed" if wrapper == "set(v)" else "wrong")
 
 
 def test_an_array_of_python_objects_is_opaque(sandbox):
-    """EvalPlus finds an array that holds one dict equal to the dict."""
+    """EvalPlus finds an array that holds one dict, None or large int equal to what it holds."""
     program = "{canonical}\n\nimport numpy\n_whole = {name}\ndef {name}(v):\n    return numpy.array(_whole(v))\n"
     assert judge("mbpp+", "Mbpp/88", sandbox, program).status == "wrong"
 
