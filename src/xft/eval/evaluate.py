@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xft.errors import DataError, FetchError, RecipeError
-from xft.eval.benchmark import Benchmark, Problem, Request, Tool
+from xft.eval.benchmark import Benchmark, Problem, Tool
 from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.generate import Backend, Sampling, generate, open_backend
 from xft.eval.score import score
@@ -96,14 +95,9 @@ def _answer(job: EvalJob, runs: Sequence[_Run], sampling: Sampling, meter: Meter
         meter.device, meter.dtype = settings.get("device"), settings.get("dtype")
         if job.heldout and backend.style != "completion":
             _heldout(job, job.heldout, backend)
-        asked: dict[tuple[tuple[str, Request], ...], Path] = {}
         for run in runs:
             folder = job.out / run.benchmark.name
             folder.mkdir(parents=True, exist_ok=True)
-            requests = tuple((each.task_id, run.benchmark.request(each, backend.style)) for each in run.problems)
-            if (twin := asked.setdefault(requests, folder)) is not folder:  # HumanEval+ asks what HumanEval asks
-                shutil.copyfile(twin / "samples.jsonl", folder / "samples.jsonl")
-                continue
             generate(
                 backend, run.benchmark, run.problems, folder, sampling=sampling,
                 label=f"{job.label}: {run.benchmark.name} answers",
