@@ -5,8 +5,7 @@
 PYTHON is an interpreter with evalplus==0.3.1 installed; DIR has HumanEvalPlus.jsonl.gz. The samples are the canonical
 solutions: every test of every problem runs. Each round times, in turn, EvalPlus with its own number of workers (half
 the cores), EvalPlus with as many workers as cores, and `xft eval score`; first with no expected outputs in any cache,
-then with them there. EvalPlus's clock stops when its file of results is there, as its process then sleeps on. On a
-machine with other work, compare the seconds of the processors.
+then with them there. EvalPlus's clock stops when its file of results is there, as its process then sleeps on.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import gzip
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -29,12 +27,8 @@ LEAST_S = 4.0
 LOOK_S = 0.01
 
 
-Time = tuple[float, float]
-"""Seconds on the clock, and of the processors by the command and all that it started."""
-
-
-def evalplus(python: str, scratch: Path, *, workers: int | None, first: bool) -> Time:
-    """Score with EvalPlus; the clock stops when its results are written."""
+def evalplus(python: str, scratch: Path, *, workers: int | None, first: bool) -> float:
+    """Score with EvalPlus; return the seconds until its results are written."""
     cache = scratch / "evalplus-cache"
     if first:
         shutil.rmtree(cache, ignore_errors=True)
@@ -43,7 +37,7 @@ def evalplus(python: str, scratch: Path, *, workers: int | None, first: bool) ->
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "HUMANEVAL_OVERRIDE_PATH": str(scratch / "data.jsonl")}
     command = [python, "-m", "evalplus.evaluate", "--dataset", "humaneval", "--samples", str(scratch / "samples.jsonl")]
     command += ["--min-time-limit", str(LEAST_S), *(["--parallel", str(workers)] if workers else [])]
-    used, began, taken = processor(), time.monotonic(), None
+    began, taken = time.monotonic(), None
     null = subprocess.DEVNULL
     with subprocess.Popen(command, env=environment, stdin=null, stdout=null, stderr=null) as process:
         while process.poll() is None:
@@ -52,13 +46,7 @@ def evalplus(python: str, scratch: Path, *, workers: int | None, first: bool) ->
             time.sleep(LOOK_S)
     if taken is None:
         raise SystemExit(f"EvalPlus ended with code {process.returncode} and without results")
-    return taken, processor() - used
-
-
-def processor() -> float:
-    """Return the processor seconds of all processes that this one started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return taken
 
 
 def _whole(results: Path) -> bool:
@@ -69,8 +57,8 @@ def _whole(results: Path) -> bool:
         return False
 
 
-def xft(scratch: Path, *, first: bool) -> Time:
-    """Score with xft."""
+def xft(scratch: Path, *, first: bool) -> float:
+    """Score with xft; return the seconds that the command took."""
     cache, out = scratch / "xft-cache", scratch / "xft-scores"
     if first:
         shutil.rmtree(cache, ignore_errors=True)
@@ -78,12 +66,12 @@ def xft(scratch: Path, *, first: bool) -> Time:
     command = [Path(sys.executable).with_name("xft"), "eval", "score", scratch / "samples.jsonl"]
     command += ["--bench", "humaneval+", "--data-dir", scratch, "--out", out, "--workers", str(CORES)]
     environment = {**os.environ, "XFT_CACHE": str(cache)}
-    used, began = processor(), time.monotonic()
+    began = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     taken = time.monotonic() - began
     if done.returncode:
         raise SystemExit(f"xft failed: {done.stdout}{done.stderr}")
-    return taken, processor() - used
+    return taken
 
 
 def main() -> None:
@@ -111,28 +99,25 @@ def main() -> None:
             f"EvalPlus, {CORES} workers": partial(evalplus, options.evalplus, scratch, workers=CORES, first=first),
             f"xft, {CORES} workers": partial(xft, scratch, first=first),
         }
-        taken: dict[str, list[Time]] = {name: [] for name in sides}
+        taken: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(rounds):
             for name, run in sides.items():
                 taken[name].append(run())
-                clock, used = taken[name][-1]
-                said = f"{clock:.1f} s, processors {used:.1f} s (load {os.getloadavg()[0]:.1f})"
+                said = f"{taken[name][-1]:.1f} s (load {os.getloadavg()[0]:.1f})"
                 print(f"  {name}: {said}", file=sys.stderr, flush=True)
         report("first run, nothing cached" if first else "expected outputs cached", taken)
 
 
-def report(title: str, taken: dict[str, list[Time]]) -> None:
+def report(title: str, taken: dict[str, list[float]]) -> None:
     """Print least and middle times, and what xft takes in relation."""
     print(title)
     ours = list(taken.values())[-1]
     for name, times in taken.items():
-        for index, what in enumerate(("clock", "processors")):
-            least, middle = (measure(time[index] for time in times) for measure in (min, statistics.median))
-            own, own_middle = (measure(time[index] for time in ours) for measure in (min, statistics.median))
-            print(
-                f"  {name}, {what}: min {least:.1f} s, median {middle:.1f} s; "
-                f"xft takes {own / least:.2f} of the min, {own_middle / middle:.2f} of the median"
-            )
+        least, middle = min(times), statistics.median(times)
+        print(
+            f"  {name}: min {least:.1f} s, median {middle:.1f} s; "
+            f"xft takes {min(ours) / least:.2f} of the min, {statistics.median(ours) / middle:.2f} of the median"
+        )
 
 
 if __name__ == "__main__":

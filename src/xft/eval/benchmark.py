@@ -1,6 +1,6 @@
 """BENCHMARKS: what a benchmark is. Each one owns its prompt, its stop rules, its extraction and its oracle.
 
-To add a benchmark, write a module in `xft/eval/benchmarks/` and register it there; `tests/eval/test_benchmarks.py`
+To add a benchmark, write a module in `xft/eval/benchmarks/` and register it there; `tests/eval/benchmarks/test_laws.py`
 then checks its laws (canonical solutions pass, empty ones fail, ids are unique).
 """
 
