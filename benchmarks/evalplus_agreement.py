@@ -407,7 +407,8 @@ def compare(bench: str, samples: list[Sample], options: argparse.Namespace) -> N
         for name in different:
             row = {**by_name[name], "evalplus": theirs[name], "xft": ours[name]}
             file.write(json.dumps(row) + "\n")
-            print(f"  {name} ({row['kind']}): EvalPlus {theirs[name]}, xft {ours[name]}")
+            if row["kind"] not in HOSTILE:
+                print(f"  {name} ({row['kind']}): EvalPlus {theirs[name]}, xft {ours[name]}")
 
 
 if __name__ == "__main__":
