@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,19 +29,19 @@ SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\nd
 """EvalPlus's stops for plain continuation, in both benchmarks."""
 
 
-class FunctionBenchmark:
+class FunctionBenchmark(ABC):
     """A benchmark whose problems ask for one Python function."""
 
     name: str
     limits: Mapping[str, Any]
 
+    @abstractmethod
     def problems(self) -> Sequence[Problem]:
         """Read all problems, in the benchmark's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
         """Run a program against the problem's tests."""
-        raise NotImplementedError
 
     def extract(self, problem: Problem, completion: str, style: str) -> str:
         """Return the program in a completion, "" when there is none; the same rules serve all styles."""

@@ -103,8 +103,9 @@ def score(
     if not ordered:
         found = _said(rejects.counts) or ", ".join(f"{name}: {faulty[name]}" for name in left_out) or "it is empty"
         raise DataError(f"{samples}: no answer to {benchmark.name} that can be scored ({found})")
-    missing = [task for task in list(problems)[::every] if task not in {verdict["task_id"] for verdict in ordered}]
-    missing = [task for task in missing if problems[task].tool not in faulty]
+    answered = {verdict["task_id"] for verdict in ordered}
+    asked = [task for task in list(problems)[::every] if problems[task].tool not in faulty]
+    missing = [task for task in asked if task not in answered]
     scores = {
         "benchmark": benchmark.name,
         "data_hash": benchmark.data_hash(),
