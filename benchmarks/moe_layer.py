@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig  # noq
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from xft.memory import keep_heap_compact
+from xft.memory import keep_heap_warm
 from xft.moe.layer import Experts, MoELayer, Router
 
 EXPERTS, ACTIVE = 8, 6
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: what others' work can't delay")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_heap_compact()  # as while a mixture is tuned
+    keep_heap_warm()  # as while a mixture is tuned
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
     print(
         f"{EXPERTS} experts, {ACTIVE} active, {options.tokens} tokens, forward + backward; torch {torch.__version__}, "

@@ -12,7 +12,6 @@ import typer
 from xft import __version__
 from xft.cli import making, scoring
 from xft.errors import XftError
-from xft.memory import use_huge_pages
 
 app = typer.Typer(
     help="Dense code LLM in, better dense code LLM out: upcycle, tune, merge, score.",
@@ -31,7 +30,6 @@ def main() -> NoReturn:
     """Run a command; a user's mistake is one line and exit code 2, an interruption 130."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
-    use_huge_pages()
     try:
         code = app(scoring.join_subcommand(sys.argv[1:]), standalone_mode=False)
     except USAGE_ERROR as mistake:

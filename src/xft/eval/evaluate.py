@@ -11,7 +11,7 @@ from typing import Any
 from xft.errors import DataError, FetchError, RecipeError
 from xft.eval.benchmark import Benchmark, Problem, Tool
 from xft.eval.benchmarks import BENCHMARKS
-from xft.eval.generate import Backend, Sampling, generate, open_backend
+from xft.eval.generate import Answer, Ask, Backend, Sampling, generate, open_backend
 from xft.eval.score import score
 from xft.progress import track
 from xft.recipe import BenchmarkConfig, EvalConfig
@@ -95,11 +95,12 @@ def _answer(job: EvalJob, runs: Sequence[_Run], sampling: Sampling, meter: Meter
         meter.device, meter.dtype = settings.get("device"), settings.get("dtype")
         if job.heldout and backend.style != "completion":
             _heldout(job, job.heldout, backend)
+        known: dict[Ask, Answer] = {}
         for run in runs:
             folder = job.out / run.benchmark.name
             folder.mkdir(parents=True, exist_ok=True)
             generate(
-                backend, run.benchmark, run.problems, folder, sampling=sampling,
+                backend, run.benchmark, run.problems, folder, sampling=sampling, known=known,
                 label=f"{job.label}: {run.benchmark.name} answers",
             )  # fmt: skip
         return {

@@ -22,10 +22,17 @@ from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RunError
 from xft.families import MOE_PREFIX
-from xft.memory import keep_heap_compact, keep_heap_warm
+from xft.memory import keep_heap_warm
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
-from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.callbacks import (
+    DivergenceGuard,
+    MetricsFile,
+    SaveByClock,
+    ShowProgress,
+    TrimHeap,
+    last_resume_point,
+)
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
 
@@ -87,8 +94,7 @@ def train(job: TuneJob) -> None:
     out, config = Path(job.out), TuneConfig(**job.config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = Checkpoint(job.model)
-    mixture = str(source.config.get("model_type")).startswith(MOE_PREFIX)
-    (keep_heap_compact if mixture else keep_heap_warm)()  # a mixture has memory to save, a dense model time
+    keep_heap_warm()
     require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows, counts = encode_all(read_pairs(Path(job.pairs)), tokenizer, job.prompt, config.max_length)
@@ -111,7 +117,8 @@ def train(job: TuneJob) -> None:
         balance=config.balance,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
-    for callback in (DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)):
+    progress, save = ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)
+    for callback in (DivergenceGuard(), metrics, progress, save, TrimHeap()):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
     if not trainer.is_world_process_zero():

@@ -13,7 +13,7 @@ from toy_prompts import STUBS, ToyPrompts, answers
 
 from xft.errors import CheckpointError, RecipeError, UnknownNameError
 from xft.eval.benchmark import Request
-from xft.eval.generate import Ask, Backend, Sampling, open_backend
+from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
 from xft.eval.generate.decode import Row, _Writer, sample_tokens
 from xft.eval.generate.tokens import end_tokens, prompt_tokens
 
@@ -57,6 +57,33 @@ def test_what_is_said_of_a_problem_does_not_depend_on_which_others_are_asked(bac
     whole = answers(with_batch(backend, 4), tmp_path / "whole", toy, **how)
     some = answers(with_batch(backend, 4), tmp_path / "some", toy, problems=toy.problems()[1::2], **how)
     assert some == [sample for sample in whole if sample["task_id"] in ("T/1", "T/3")]
+
+
+def test_what_was_asked_before_in_the_same_words_is_not_asked_again(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def spy(units: Any, sampling: Sampling) -> Any:
+        asked.extend(ask.task_id for unit in units for ask in unit)
+        yield from type(backend).complete(backend, units, sampling)
+
+    monkeypatch.setattr(backend, "complete", spy)
+    known: dict[Ask, Answer] = {}
+    first = answers(backend, tmp_path / "first", known=known)
+    assert len(asked) == len(known) == 5
+    asked.clear()
+    (toy := ToyPrompts(stops={"T/2": ("x",), "T/4": ("\n```",)})).extract = lambda *_: "other"  # type: ignore[method-assign]
+    second = answers(backend, tmp_path / "second", toy, known=known)
+    assert asked == ["T/2"]
+    assert [each["completion"] for each in second if each["task_id"] != "T/2"] == [
+        each["completion"] for each in first if each["task_id"] != "T/2"
+    ]
+    assert {each["code"] for each in second} == {"other"}  # each benchmark extracts for itself
+    asked.clear()
+    assert answers(backend, tmp_path / "second", toy, known=known) == second
+    assert not asked
+    assert len(known) == 6
 
 
 def test_greedy_answers_are_the_argmax_of_the_model(backend: Any, tmp_path: Path) -> None:

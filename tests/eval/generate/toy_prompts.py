@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xft.eval.benchmark import Problem, Request
-from xft.eval.generate import Backend, Sampling, generate
+from xft.eval.generate import Answer, Ask, Backend, Sampling, generate
 
 STUBS = ("def a", "def bb(x):", "def c(x, y): # long", "def d", "x = 1\ndef e()")
 
@@ -35,11 +35,20 @@ class ToyPrompts:
 
 
 def answers(
-    backend: Backend, out: Path, toy: ToyPrompts | None = None, *, problems: Sequence[Problem] | None = None, **how: Any
+    backend: Backend,
+    out: Path,
+    toy: ToyPrompts | None = None,
+    *,
+    problems: Sequence[Problem] | None = None,
+    known: dict[Ask, Answer] | None = None,
+    **how: Any,
 ) -> list[dict[str, Any]]:
     """Generate, and read samples.jsonl."""
     toy = toy or ToyPrompts()
     out.mkdir(exist_ok=True)
     sampling = Sampling(**{"max_new_tokens": 6, **how})
-    generate(backend, toy, problems or toy.problems(), out, sampling=sampling, label="t")  # type: ignore[arg-type]
+    generate(
+        backend, toy, problems or toy.problems(), out,  # type: ignore[arg-type]
+        sampling=sampling, known={} if known is None else known, label="t",
+    )  # fmt: skip
     return [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]

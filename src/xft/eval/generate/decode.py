@@ -28,6 +28,8 @@ CONTEXT = 4
 """Prompt tokens decoded before an answer; some tokenizers drop the space at a text's start, even an indentation's."""
 PLACES = 4
 """New rows begin when one in so many places is free: each time the cache of all rows is copied."""
+ROOM = 64
+"""Tokens for which a cache has room before it is copied into a larger one."""
 NUCLEUS = 256
 """Tokens among which a top-p set is looked for before the whole vocabulary is sorted."""
 
@@ -39,6 +41,34 @@ class Row:
     prompt: tuple[int, ...]
     stop: tuple[str, ...]
     seed: int
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer's cache with room at its end, so that a token costs a write and not a copy of all that was read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stores: list[Tensor] = []
+        self._given: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the newest tokens' keys and values; return those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        end = length + key_states.shape[-2]
+        new_BHTD = (key_states, value_states)
+        if self.keys is not self._given or end > self._stores[0].shape[-2]:  # rows were exchanged, or it is full
+            self._stores = [part.new_empty(*part.shape[:-2], end + ROOM, part.shape[-1]) for part in new_BHTD]
+            if length:
+                for store, old in zip(self._stores, (self.keys, self.values), strict=True):
+                    assert old is not None
+                    store[..., :length, :] = old
+        for store, part in zip(self._stores, new_BHTD, strict=True):
+            store[..., length:end, :] = part
+        self.keys, self.values = (store[..., :end, :] for store in self._stores)
+        self._given = self.keys
+        return self.keys, self.values
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,6 +116,7 @@ def _read(model: Any, writers: list[_Writer]) -> _Batch:
     prompts = list(dict.fromkeys(writer.row.prompt for writer in writers))
     ids_UT, mask_UT = _padded(prompts, model.device)
     cache = DynamicCache(config=model.config)
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     logits_UV = _forward(model, ids_UT, mask_UT, (mask_UT.cumsum(-1) - 1).clamp(min=0), cache)
     which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in writers], device=model.device)
     if len(prompts) < len(writers):
@@ -109,7 +140,7 @@ def _stepped(model: Any, batch: _Batch, tokens_B: Tensor, more: Sequence[bool]) 
 
 def _can_join(cache: DynamicCache) -> bool:
     """Tell whether all layers keep all that was read; sliding windows can't be lined up anew."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(type(layer) is _RoomyLayer for layer in cache.layers)
 
 
 def _joined(old: _Batch, new: _Batch) -> _Batch:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xft.eval.benchmark import Benchmark, Problem, Sample
-from xft.eval.generate.backend import Ask, Backend, Sampling, Unit
+from xft.eval.generate.backend import Answer, Ask, Backend, Sampling, Unit
 from xft.progress import track
 
 SAMPLES = "samples.jsonl"
@@ -16,42 +16,55 @@ Key = tuple[str, int]
 
 
 def generate(
-    backend: Backend, benchmark: Benchmark, problems: Sequence[Problem], out: Path, *, sampling: Sampling, label: str
+    backend: Backend,
+    benchmark: Benchmark,
+    problems: Sequence[Problem],
+    out: Path,
+    *,
+    sampling: Sampling,
+    known: dict[Ask, Answer],
+    label: str,
 ) -> None:
     """Write `out`/samples.jsonl: the samples 0 to n-1 of each problem, in the problems' order.
 
-    A killed run goes on with the first unit of the back end that is not whole, so that its texts are those of an
-    uninterrupted one; while it runs, the lines have the order in which they were made.
+    What `known` holds is not asked again, and the new answers are added to it: HumanEval and HumanEval+ put nearly all
+    problems in the same words. A killed run goes on with the first unit of the back end that is not whole, so that its
+    texts are those of an uninterrupted one; while it runs, the lines have the order in which they were made.
 
     Raises:
         FetchError: a server can't be reached, or refuses; what it has answered is kept.
     """
-    requests = {problem.task_id: benchmark.request(problem, backend.style) for problem in problems}
-    asks = [
-        Ask(task_id=problem.task_id, sample=sample, request=requests[problem.task_id])
+    asks = {
+        Ask(task_id=problem.task_id, sample=sample, request=request): problem
         for problem in problems
+        for request in (benchmark.request(problem, backend.style),)
         for sample in range(sampling.n)
-    ]
-    by_id = {problem.task_id: problem for problem in problems}
-    units = backend.units(asks)
+    }
+
+    def line(ask: Ask, answer: Answer) -> Sample:
+        return {
+            "task_id": ask.task_id,
+            "sample": ask.sample,
+            "completion": answer.text,
+            "code": benchmark.extract(asks[ask], answer.text, backend.style),
+            "finish": answer.finish,
+        }
+
     path = out / SAMPLES
-    samples = _whole_units(path, units)
+    units = backend.units([ask for ask in asks if ask not in known])
+    samples = {_key(ask): line(ask, known[ask]) for ask in asks if ask in known} | _whole_units(path, units)
     if len(samples) < len(asks):
         missing = [unit for unit in units if _key(unit[0]) not in samples]
         _rewrite(path, list(samples.values()))  # without the rest of a line that a kill cut short
         with track(label, len(asks), done=len(samples)) as advance, path.open("a", encoding="utf-8") as sink:
             for ask, answer in backend.complete(missing, sampling):
-                sample: Sample = {
-                    "task_id": ask.task_id,
-                    "sample": ask.sample,
-                    "completion": answer.text,
-                    "code": benchmark.extract(by_id[ask.task_id], answer.text, backend.style),
-                    "finish": answer.finish,
-                }
-                samples[_key(ask)] = sample
-                sink.write(json.dumps(sample) + "\n")
+                samples[_key(ask)] = line(ask, answer)
+                sink.write(json.dumps(samples[_key(ask)]) + "\n")
                 sink.flush()
                 advance(1)
+    for ask in asks:
+        sample = samples[_key(ask)]
+        known[ask] = Answer(text=sample["completion"], finish=sample["finish"])
     _rewrite(path, [samples[_key(ask)] for ask in asks])
 
 
