@@ -529,7 +529,7 @@ def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
     number: signal.Signals, xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "out.partial" / "metrics.jsonl"
-    options = ("--data", *pairs, *QUICK, "--epochs", "5", "--set", "checkpoint_minutes=0", "--set", "precision=fp32")
+    options = ("--data", *pairs, *QUICK, "--epochs", "10", "--set", "checkpoint_minutes=0", "--set", "precision=fp32")
     arguments = ["tune", tiny_dense, out, *options]
     # A background job of a script inherits an ignored SIGINT; a person at a terminal does not.
     listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -544,6 +544,7 @@ def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
         and not (log.exists() and log.read_text().count("\n") > 3)
     ):
         time.sleep(0.005)
+    assert process.poll() is None, "ended before it could be interrupted"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -556,4 +557,4 @@ def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
     wanted = weights(tmp_path / "whole")
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(out).items())
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 16))
+    assert steps == list(range(1, 31))

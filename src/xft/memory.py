@@ -16,8 +16,7 @@ def keep_heap_warm() -> None:
     """Let the allocator keep freed blocks for the next time.
 
     By default glibc gives large blocks back and faults them in again, page by page: a third of the time of generation,
-    and of a mixture's tuning step (18.7 s instead of 13.1 s). Steps of different lengths leave holes between what lives
-    longer, so long work gives them back now and then with `release_memory`.
+    and of a mixture's tuning step (18.7 s instead of 13.1 s).
     """
     _mallopt(M_MMAP_THRESHOLD, 32 << 20)
     _mallopt(M_TRIM_THRESHOLD, 1 << 30)

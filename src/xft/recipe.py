@@ -48,6 +48,8 @@ class DataConfig(Section):
     """Responses kept out of training for the held-out loss, chosen by the seed."""
     train: Annotated[int, Field(ge=1)] | None = None
     """Pairs to train on at most, chosen by the seed; all by default."""
+    max_chars: Annotated[int, Field(ge=1)] | None = None
+    """Leave out pairs with more characters, instruction and response together; by default none."""
     skip_bad: bool = False
     """Write malformed records to a rejects file and go on, instead of stopping."""
 

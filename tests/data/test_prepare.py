@@ -42,9 +42,24 @@ def test_prepared_pairs_hold_everything_that_was_read(tmp_path: Path) -> None:
         "train": 9,
         "heldout": 3,
         "rejected": 0,
+        "too_long": 0,
         "sources": [{"path": str(first), "records": 8}, {"path": str(second), "records": 4}],
     }
     assert not (out / "rejects.jsonl").exists()
+
+
+def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [{"instruction": "i" * n, "response": "r" * n} for n in range(1, 11)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare(config(path, heldout=2, max_chars=12), tmp_path, seed=1)
+    kept = [len(e.instruction) for name in ("train", "heldout") for e in read_pairs(tmp_path / f"{name}.jsonl")]
+    assert sorted(kept) == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["too_long"], summary["sources"][0]["records"]) == (4, 10)
+    assert len(list(read_pairs(write_pairs(config(path, max_chars=8), tmp_path)))) == 4
+    with pytest.raises(DataError, match="none of 10 pairs has at most 1 characters; raise data.max_chars"):
+        prepare(config(path, max_chars=1), tmp_path, seed=1)
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:

@@ -24,21 +24,25 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     Raises:
         DataError: a malformed record (unless `skip_bad`), or too few records.
     """
-    examples, rejected = read_all(config)
+    read, rejected = read_all(config)
     if rejected:
         _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
+    examples = short_enough(read, config.max_chars)
     train, heldout = split(examples, config, seed)
     write_examples(out / TRAIN, train)
     write_examples(out / HELDOUT, heldout)
     files = {source.path: {str(path) for path in resolve_files(source)} for source in config.sources}
     counts = [
-        {"path": name, "records": sum(_file_of(example.source) in paths for example in examples)}
+        {"path": name, "records": sum(_file_of(example.source) in paths for example in read)}
         for name, paths in files.items()
     ]
     write_json(
         out / "summary.json",
-        {"train": len(train), "heldout": len(heldout), "rejected": len(rejected), "sources": counts},
-    )
+        {
+            "train": len(train), "heldout": len(heldout), "rejected": len(rejected),
+            "too_long": len(read) - len(examples), "sources": counts,
+        },
+    )  # fmt: skip
 
 
 def write_pairs(config: DataConfig, out: Path) -> Path:
@@ -51,7 +55,7 @@ def write_pairs(config: DataConfig, out: Path) -> Path:
     if rejected:
         _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
         print(f"{len(rejected)} malformed records left out, listed in {REJECTS}", file=sys.stderr)
-    write_examples(out / TRAIN, examples)
+    write_examples(out / TRAIN, short_enough(examples, config.max_chars))
     return out / TRAIN
 
 
@@ -77,6 +81,20 @@ def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
         names = ", ".join(source.path for source in config.sources)
         raise DataError(f"{names}: no instruction pairs in it")
     return examples, rejected
+
+
+def short_enough(examples: list[Example], max_chars: int | None) -> list[Example]:
+    """Return the pairs of at most so many characters.
+
+    Raises:
+        DataError: none is.
+    """
+    if max_chars is None:
+        return examples
+    kept = [example for example in examples if len(example.instruction) + len(example.response) <= max_chars]
+    if not kept:
+        raise DataError(f"none of {len(examples)} pairs has at most {max_chars} characters; raise data.max_chars")
+    return kept
 
 
 def split(examples: list[Example], config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:

@@ -55,10 +55,14 @@ class Router(nn.Module):
 
 
 class _Dispatch(NamedTuple):
-    """Rows of one layer sorted by expert; a token has K rows, one per kept expert (N = T*K)."""
+    """Rows of one layer sorted by expert; a token has K rows, one per kept expert, and each expert a few spare ones.
+
+    N counts all of them. With the spare rows the experts' row counts repeat, from layer to layer and step to step, so
+    that oneDNN finds the kernel for a product's shape in its cache instead of compiling it anew.
+    """
 
     token_N: Tensor
-    """The token of each row."""
+    """The token of each row; a spare one repeats token 0, and nothing reads what becomes of it."""
     row_TK: Tensor
     """The row of each token's kept experts."""
     counts_R: list[int]
@@ -66,11 +70,25 @@ class _Dispatch(NamedTuple):
 
 
 def _dispatch(ids_TK: Tensor, routed: int) -> _Dispatch:
-    expert_N = ids_TK.reshape(-1)
+    expert_N, keep = ids_TK.reshape(-1), ids_TK.shape[1]
+    used = torch.bincount(expert_N, minlength=routed).tolist()
+    counts = [_with_spare(count) for count in used]
+    shifts, sum_used, sum_counts = [], 0, 0
+    for count_used, count in zip(used, counts, strict=True):
+        shifts.append(sum_counts - sum_used)
+        sum_used, sum_counts = sum_used + count_used, sum_counts + count
     order_N = expert_N.argsort(stable=True)
-    row_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=ids_TK.device))
-    counts_R: list[int] = torch.bincount(expert_N, minlength=routed).tolist()
-    return _Dispatch(order_N // ids_TK.shape[1], row_N.view_as(ids_TK), counts_R)
+    places_N = torch.arange(len(order_N), device=ids_TK.device)
+    places_N += torch.tensor(shifts, device=ids_TK.device)[expert_N[order_N]]
+    row_N = torch.empty_like(order_N).scatter_(0, order_N, places_N)
+    token_N = order_N.new_zeros(sum_counts).scatter_(0, places_N, order_N // keep)
+    return _Dispatch(token_N, row_N.view_as(ids_TK), counts)
+
+
+def _with_spare(count: int) -> int:
+    """Round up to one of eight steps between powers of two."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 class _MixExperts(torch.autograd.Function):
@@ -114,7 +132,7 @@ class _MixExperts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
         x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, gate_NF, up_NF, y_ND, token_N, row_TK = ctx.saved_tensors
-        weights_N = torch.empty_like(weights_TK).view(-1).scatter_(0, row_TK.view(-1), weights_TK.reshape(-1))
+        weights_N = weights_TK.new_zeros(len(token_N)).scatter_(0, row_TK.view(-1), weights_TK.reshape(-1))
         dweights_N = torch.empty_like(weights_N)
         dx_ND = torch.empty_like(y_ND)
         dgate_RFD, dup_RFD, ddown_RDF = (

@@ -186,6 +186,7 @@ class Data:
     train: int
     heldout: int
     rejected: int
+    too_long: int
     sources: tuple[tuple[str, int], ...]
     """Path and records of each."""
 
@@ -508,6 +509,7 @@ def _data(tree: dict[str, Any]) -> Data:
         train=int(tree["train"]),
         heldout=int(tree["heldout"]),
         rejected=int(tree["rejected"]),
+        too_long=int(tree.get("too_long", 0)),
         sources=tuple((str(source["path"]), int(source["records"])) for source in tree["sources"]),
     )
 

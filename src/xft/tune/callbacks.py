@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from xft.errors import DivergedError
-from xft.memory import release_memory
 from xft.progress import Advance, track
 
 METRICS = "metrics.jsonl"
@@ -100,18 +99,6 @@ class ShowProgress(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
         self.stack.close()
-
-
-class TrimHeap(TrainerCallback):
-    """Give freed memory back to the system now and then, which bounds the holes that batches of many lengths leave."""
-
-    EVERY = 8
-    """Steps. At each one, every step would fault its memory in again; at none, a mixture's peak grew by 2 GB."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Trim after every eighth step."""
-        if state.global_step % self.EVERY == 0:
-            release_memory()
 
 
 class SaveByClock(TrainerCallback):

@@ -30,7 +30,6 @@ from xft.tune.callbacks import (
     MetricsFile,
     SaveByClock,
     ShowProgress,
-    TrimHeap,
     last_resume_point,
 )
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
@@ -117,8 +116,7 @@ def train(job: TuneJob) -> None:
         balance=config.balance,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
-    progress, save = ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)
-    for callback in (DivergenceGuard(), metrics, progress, save, TrimHeap()):
+    for callback in (DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
     if not trainer.is_world_process_zero():
