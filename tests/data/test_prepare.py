@@ -58,7 +58,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> Non
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["too_long"], summary["sources"][0]["records"]) == (4, 10)
     assert len(list(read_pairs(write_pairs(config(path, max_chars=8), tmp_path)))) == 4
-    with pytest.raises(DataError, match="none of 10 pairs has at most 1 characters; raise data.max_chars"):
+    with pytest.raises(DataError, match=r"none of 10 pairs has at most 1 characters; raise data\.max_chars"):
         prepare(config(path, max_chars=1), tmp_path, seed=1)
 
 
