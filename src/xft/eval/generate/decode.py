@@ -66,7 +66,24 @@ class _RoomyLayer(DynamicLayer):
                     store[..., :length, :] = old
         for store, part in zip(self._stores, new_BHTD, strict=True):
             store[..., length:end, :] = part
-        self.keys, self.values = (store[..., :end, :] for store in self._stores)
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in place where each either stays or takes the place of one that has left."""
+        kept = indices.tolist()
+        moved = [(place, row) for place, row in enumerate(kept) if place != row]
+        if self.keys is not self._given or any(row < len(kept) for _, row in moved):
+            super().batch_select_indices(indices)
+            return
+        for store in self._stores:
+            for place, row in moved:
+                store[place] = store[row]
+        self._stores = [store[: len(kept)] for store in self._stores]
+        self._show(self.get_seq_length())
+
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        """Let keys and values be the first tokens of what is stored."""
+        self.keys, self.values = (store[..., :length, :] for store in self._stores)
         self._given = self.keys
         return self.keys, self.values
 
@@ -128,14 +145,22 @@ def _stepped(model: Any, batch: _Batch, tokens_B: Tensor, more: Sequence[bool]) 
     """Let the rows that have more to say read their token; the others leave."""
     going, mask_BT = batch.going, batch.mask_BT
     if not all(more):
-        kept_B = torch.tensor([place for place, on in enumerate(more) if on], device=tokens_B.device)
+        kept = _close_gaps(more)
+        kept_B = torch.tensor(kept, device=tokens_B.device)
         batch.cache.batch_select_indices(kept_B)
         tokens_B, mask_BT = tokens_B[kept_B], mask_BT[kept_B]
-        going = [writer for writer, on in zip(going, more, strict=True) if on]
+        going = [going[row] for row in kept]
     mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(going), 1)], dim=1)
     positions_B1 = mask_BT.sum(-1, keepdim=True) - 1
     logits_BV = _forward(model, tokens_B[:, None], mask_BT, positions_B1, batch.cache)
     return _Batch(going=going, cache=batch.cache, mask_BT=mask_BT, logits_BV=logits_BV)
+
+
+def _close_gaps(more: Sequence[bool]) -> list[int]:
+    """Return which row stands at each place when the last rows take the places of those that have left."""
+    count = sum(more)
+    last = iter([row for row, on in enumerate(more) if on and row >= count])
+    return [place if more[place] else next(last) for place in range(count)]
 
 
 def _can_join(cache: DynamicCache) -> bool:
