@@ -25,6 +25,11 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SPECIAL: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True},
+    "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+}
+"""What a family can do and does not by default."""
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,8 +63,7 @@ def make_dense(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
-    if model_type == "llama":
-        overrides = {"attention_bias": True, **overrides}
+    overrides = {**SPECIAL.get(model_type, {}), **overrides}
     config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **{**SIZES, **overrides})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(torch.float32)

@@ -24,6 +24,8 @@ class Family:
     """Configuration class in transformers."""
     model_class: str
     """Causal-LM class in transformers."""
+    module: str = ""
+    """Package in `transformers.models`, where it is not called like the type."""
     ffn: str = "model.layers.{layer}.mlp"
     """Name of a layer's FFN module."""
     gate: str = "gate_proj"
@@ -45,7 +47,8 @@ class Family:
     @property
     def modeling(self) -> str:
         """Return the name of the module of transformers that has the model class."""
-        return f"transformers.models.{self.model_type}.modeling_{self.model_type}"
+        module = self.module or self.model_type
+        return f"transformers.models.{module}.modeling_{module}"
 
     @property
     def moe_type(self) -> str:
@@ -64,6 +67,11 @@ for _family in (
     Family(model_type="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"),
     Family(model_type="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     Family(model_type="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
+    Family(model_type="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"),
+    Family(model_type="olmo2", config_class="Olmo2Config", model_class="Olmo2ForCausalLM"),
+    Family(model_type="granite", config_class="GraniteConfig", model_class="GraniteForCausalLM"),
+    Family(model_type="gemma2", config_class="Gemma2Config", model_class="Gemma2ForCausalLM"),
+    Family(model_type="gemma3_text", config_class="Gemma3TextConfig", model_class="Gemma3ForCausalLM", module="gemma3"),
 ):
     FAMILIES.register(_family.model_type)(_family)
 

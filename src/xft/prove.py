@@ -121,7 +121,8 @@ def hidden_states(
             del parameter
     for number, layer in enumerate(trunk.layers):
         _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == 0 else None, advance)
-    rows = checkpoint.read(checkpoint.family.embedding)[ids].to(dtype)
+    scale = float(getattr(trunk.embed_tokens, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside its embedding
+    rows = checkpoint.read(checkpoint.family.embedding)[ids].to(dtype) * scale
     result: Tensor = trunk(inputs_embeds=rows, use_cache=False).last_hidden_state
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from xft.families import FAMILIES
 from xft.tune import loss
 from xft.tune.dataset import IGNORED
-from xft.tune.loss import response_hidden, summed_loss, token_losses
+from xft.tune.loss import logits_of, response_hidden, summed_loss, token_losses
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 20, 512])
@@ -43,8 +45,11 @@ def test_a_batch_without_trained_positions_has_loss_and_gradient_zero() -> None:
     assert float(ours.detach()) == 0.0
 
 
-def test_a_models_response_loss_and_gradients_equal_those_over_its_full_logits(tiny_dense: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_dense, dtype=torch.float32)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_a_models_response_loss_and_gradients_equal_those_over_its_full_logits(
+    model_type: str, dense_of: Callable[..., Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(dense_of(model_type), dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, len(model.model.embed_tokens.weight), (3, 24), generator=generator)
     mask = torch.ones_like(ids)
@@ -54,7 +59,7 @@ def test_a_models_response_loss_and_gradients_equal_those_over_its_full_logits(t
     labels[1, 15:] = IGNORED
 
     hidden, targets = response_hidden(model, {"input_ids": ids, "attention_mask": mask}, labels)
-    ours = summed_loss(hidden, targets, model.get_output_embeddings())
+    ours = summed_loss(hidden, targets, logits_of(model))
     ours.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -13,7 +13,7 @@ from xft.eval.metrics import mean_interval
 from xft.progress import track
 from xft.stage import write_json
 from xft.tune.dataset import Collator, encode_all
-from xft.tune.loss import response_hidden, token_losses
+from xft.tune.loss import logits_of, response_hidden, token_losses
 
 MAX_LENGTH = 1024
 BATCH_TOKENS = 1024
@@ -33,7 +33,7 @@ def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style:
             batch = {name: tensor.to(model.device) for name, tensor in collate([rows[n] for n in part]).items()}
             labels = batch.pop("labels")
             hidden, targets = response_hidden(model, batch, labels)
-            each = token_losses(hidden, targets, model.get_output_embeddings()).split([rows[n].trained for n in part])
+            each = token_losses(hidden, targets, logits_of(model)).split([rows[n].trained for n in part])
             losses |= {number: float(values.mean()) for number, values in zip(part, each, strict=True)}
             advance(len(part))
     lines = [{"id": number, "tokens": rows[number].trained, "loss": losses[number]} for number in range(len(rows))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xft.tune.dataset import IGNORED
+
+Head = Callable[[Tensor], Tensor]
 
 ROWS = 512
 """Positions whose logits exist at one time."""
@@ -25,7 +28,21 @@ def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) ->
     return outputs.hidden_states[-1][:, :-1][trained], targets[trained]
 
 
-def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
+def logits_of(model: Any) -> Head:
+    """Return what turns a model's hidden states into its logits: the output matrix, and what the family does then."""
+    matrix, scaling = model.get_output_embeddings(), getattr(model.config, "logits_scaling", None)  # Granite
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = matrix(hidden)
+        if scaling is not None:
+            logits = logits / scaling
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     """Return the summed cross-entropy in fp32; logits exist for `ROWS` positions at a time, in backward too."""
     pieces = [
         checkpoint(_piece, hidden, targets, head, use_reentrant=False)
@@ -34,11 +51,11 @@ def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> 
     return torch.stack(pieces).sum() if pieces else hidden_ND.sum() * 0.0
 
 
-def token_losses(hidden_ND: Tensor, targets_N: Tensor, head: torch.nn.Module) -> Tensor:
+def token_losses(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     """Return the cross-entropy of each position, (N,), in fp32; for scoring, without gradients."""
     pairs = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
     return torch.cat([F.cross_entropy(head(hidden).float(), targets, reduction="none") for hidden, targets in pairs])
 
 
-def _piece(hidden: Tensor, targets: Tensor, head: torch.nn.Module) -> Tensor:
+def _piece(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum")

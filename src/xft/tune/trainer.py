@@ -15,7 +15,7 @@ from xft.errors import DivergedError, RecipeError
 from xft.moe.balance import ExpertHealth, balance_loss, record_routers
 from xft.moe.layer import MoELayer, RouterOutput
 from xft.recipe import TuneConfig
-from xft.tune.loss import response_hidden, summed_loss
+from xft.tune.loss import logits_of, response_hidden, summed_loss
 
 
 class ResponseTrainer(Trainer):
@@ -54,7 +54,7 @@ class ResponseTrainer(Trainer):
         recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
         with recording as routed, self.accelerator.autocast():
             hidden, targets = response_hidden(model, inputs, labels)
-            summed = summed_loss(hidden, targets, inner.get_output_embeddings())
+            summed = summed_loss(hidden, targets, logits_of(inner))
         total = int(num_items_in_batch) if num_items_in_batch is not None else targets.numel()
         # DDP averages gradients over processes, while the token count is of all of them
         loss = summed / total * self.accelerator.num_processes
