@@ -350,7 +350,10 @@ MODEL_FAULTS: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (_no_weights, ("neither model.safetensors nor model.safetensors.index.json",)),
     (_pickle_only, ("pytorch_model.bin is a pickle, convert it",)),
     (_missing_shard, ("model-00002-of-00002.safetensors: this shard is missing", "fetch the model again")),
-    (_unknown_family, ("unknown model family 'gpt2'", "known: gemma2, ", "llama, ", "model.layers.0.mlp.gate_proj.weight")),
+    (
+        _unknown_family,
+        ("unknown model family 'gpt2'", "known: gemma2, ", "llama, ", "model.layers.0.mlp.gate_proj.weight"),
+    ),
     (_damaged_config, ("config.json: not valid JSON", "fetch the model again")),
     (_no_config, ("no config.json", "give a folder with a model's config.json and safetensors")),
 ]

@@ -642,6 +642,7 @@ def resident_mb() -> float:
 def test_the_parents_memory_stays_flat(level, tmp_path, monkeypatch):
     """Less than 8 MB over 600 candidates, and no temporary file, descriptor or process gathers while it is open."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = set(below(os.getpid()))  # servers of the module's other boxes
     with open_box(level) as box:
 
         def round_of(count: int) -> None:
@@ -657,7 +658,7 @@ def test_the_parents_memory_stays_flat(level, tmp_path, monkeypatch):
         assert resident_mb() - before < 8
         assert len(os.listdir("/proc/self/fd")) <= held
         assert len(list(tmp_path.rglob("*"))) <= files
-        assert len(below(os.getpid())) <= 8
+        assert len(set(below(os.getpid())) - others) <= 8
 
 
 @slow
