@@ -272,6 +272,13 @@ def test_no_arguments_print_the_help(xft: Xft) -> None:
     assert "Traceback" not in result.err
 
 
+def test_python_runs_the_package_as_the_command() -> None:
+    from xft import __version__
+
+    command = [sys.executable, "-m", "xft", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"xft {__version__}\n"
+
+
 def test_version_is_printed(xft: Xft) -> None:
     from xft import __version__
 

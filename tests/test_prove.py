@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint, copy_of, write_checkpoint
-from xft.errors import ProofError
+from xft.errors import CheckpointError, ProofError
 from xft.families import FAMILIES
 from xft.prove import hidden_states, prove
 from xft.recipe import UpcycleConfig
@@ -106,6 +106,11 @@ def test_one_changed_weight_is_found(name: str, tiny_dense: Path, tmp_path: Path
 
     with pytest.raises(ProofError, match="its logits differ from"):
         prove(tiny_dense, damaged(tiny_dense, tmp_path / "moe", nudge))
+
+
+def test_a_dense_model_is_no_mixture_to_prove(tiny_dense: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a mixture that xft made; give the output of `xft upcycle`"):
+        prove(tiny_dense, tiny_dense)
 
 
 def test_a_nan_in_the_mixture_is_found(tiny_dense: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xft.checkpoint import Checkpoint
+from xft.checkpoint import Checkpoint, open_mixture
 from xft.errors import ProofError
 from xft.progress import track
 
@@ -52,9 +52,10 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     """Compare a mixture with its dense parent on random probe sequences.
 
     Raises:
+        CheckpointError: one of them is damaged, or `mixture` is none.
         ProofError: they differ by more than the tolerance, or the probe can't tell a damaged mixture from a whole one.
     """
-    parent, child = Checkpoint(dense), Checkpoint(mixture)
+    parent, child = Checkpoint(dense), open_mixture(mixture)
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
         if parent.config.get(key) != child.config.get(key):
             raise ProofError(

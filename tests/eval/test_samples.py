@@ -120,6 +120,15 @@ def test_a_completion_of_50_megabytes_is_not_held_in_memory(tmp_path):
     assert count_answers(path) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "count"), [('[["a", "b"], ["c", "d"], ["e", "f"]]', 6), ("[]", 1), ('[["a", "b"]', 1)]
+)
+def test_the_programs_of_a_bigcode_file_are_counted(tmp_path, text, count):
+    path = tmp_path / "bigcode.json"
+    path.write_text(text)
+    assert count_answers(path) == count
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl: can't be read"):
         read(tmp_path / "gone.jsonl")

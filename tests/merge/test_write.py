@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from xft.checkpoint import SINGLE, Checkpoint
+from xft.checkpoint import SINGLE, Checkpoint, open_mixture
 from xft.errors import CheckpointError
 from xft.families import FAMILIES
 from xft.merge.fit import Merging
 from xft.merge.methods import coefficients
-from xft.merge.write import open_mixture, write_merged
+from xft.merge.write import write_merged
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 

@@ -157,10 +157,10 @@ def merge(
     config = options.section(MergeConfig, None, shared_weight=shared_weight, epochs=epochs, lr=lr)
     sizes = options.section(TuneConfig, None, batch=batch, micro_batch=micro_batch, max_length=max_length)
     options.need_training()
+    from xft.checkpoint import open_mixture
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
     from xft.merge.methods import MERGE_METHODS
-    from xft.merge.write import open_mixture
     from xft.stage import folder_digest
 
     learned = MERGE_METHODS[method].learned

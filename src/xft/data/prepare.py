@@ -76,7 +76,10 @@ def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
     if rejected and not config.skip_bad:
         first = rejected[0]
         more = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
-        raise DataError(f"{first.where}: {first.reason}{more}; mend it, or use --skip-bad to leave such records out")
+        raise DataError(
+            f"{first.where}: {first.reason}{more}; mend it, or use --skip-bad (data.skip_bad=true for a run) "
+            "to leave such records out"
+        )
     if not examples:
         names = ", ".join(source.path for source in config.sources)
         raise DataError(f"{names}: no instruction pairs in it")

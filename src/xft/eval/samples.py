@@ -11,6 +11,7 @@ byte) is the model's answer all the same: it counts as not passed, since leaving
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -171,6 +172,11 @@ def _bigcode(path: Path, file: BinaryIO, problems: Mapping[str, Problem]) -> Ite
 
 
 def count_answers(path: Path) -> int:
-    """Count a file's answers for a progress bar: its lines, at least 1; a bigcode file is one line."""
+    """Count a file's answers for a progress bar, at least 1: its lines, or a bigcode file's programs."""
     with path.open("rb") as file:
+        if file.read(1) == b"[":
+            file.seek(0)
+            with contextlib.suppress(ValueError, RecursionError):  # reading it says what is wrong
+                return max(1, sum(len(row) for row in json.load(file) if isinstance(row, list)))
+        file.seek(0)
         return max(1, sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xft import __version__
+from xft.checkpoint import open_mixture
 from xft.merge.fit import FitJob, fit, save_coefficients
 from xft.merge.methods import MERGE_METHODS, coefficients
-from xft.merge.write import open_mixture, write_merged
+from xft.merge.write import write_merged
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, read_json, write_json
 

@@ -9,28 +9,8 @@ import torch
 from torch import Tensor
 
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
-from xft.errors import CheckpointError
-from xft.families import MOE_PREFIX
 from xft.merge.methods import mix
 from xft.progress import track
-
-
-def open_mixture(folder: Path) -> Checkpoint:
-    """Open a mixture checkpoint.
-
-    Raises:
-        CheckpointError: it is no mixture, or lacks an expert.
-    """
-    mixture = Checkpoint(folder)
-    if not str(mixture.config.get("model_type")).startswith(MOE_PREFIX) or "xft" not in mixture.config:
-        raise CheckpointError(f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`")
-    for layer in range(mixture.layers):
-        ffn = mixture.family.ffn.format(layer=layer)
-        for projection in mixture.family.projections:
-            for name in (f"{ffn}.shared_expert.{projection}.weight", f"{ffn}.experts.{projection}"):
-                if name not in mixture:
-                    raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
-    return mixture
 
 
 def dense_config(mixture: Checkpoint) -> dict[str, Any]:

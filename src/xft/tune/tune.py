@@ -25,13 +25,7 @@ from xft.families import MOE_PREFIX
 from xft.memory import keep_heap_warm
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
-from xft.tune.callbacks import (
-    DivergenceGuard,
-    MetricsFile,
-    SaveByClock,
-    ShowProgress,
-    last_resume_point,
-)
+from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
 

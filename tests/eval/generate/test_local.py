@@ -16,6 +16,7 @@ from xft.eval.benchmark import Request
 from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
 from xft.eval.generate.decode import Row, _Writer, sample_tokens
 from xft.eval.generate.tokens import end_tokens, prompt_tokens
+from xft.families import FAMILIES
 
 
 def opened(model: Path, *, style: str = "chat", batch: int = 5) -> Any:
@@ -111,9 +112,9 @@ def test_answers_are_those_of_transformers_own_generate(backend: Any, tmp_path: 
         assert sample["completion"] == backend.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("window", [None, 24])
-def test_other_families_answer_the_same_in_batches(dense_of: Any, tmp_path: Path, window: int | None) -> None:
-    model = dense_of("mistral", sliding_window=window)
+@pytest.mark.parametrize("model_type", [*sorted(FAMILIES), "mistral with a window"])
+def test_all_families_answer_the_same_in_batches(model_type: str, dense_of: Any, tmp_path: Path) -> None:
+    model = dense_of("mistral", sliding_window=24) if "window" in model_type else dense_of(model_type)
     made = [
         answers(opened(model, batch=batch), tmp_path / str(batch), n=2, temperature=1.0, max_new_tokens=30)
         for batch in (1, 7)
