@@ -94,7 +94,7 @@ def tiny_moe(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     folder = tmp_path_factory.mktemp("tiny") / "moe"
     folder.mkdir()
-    upcycle(tiny_dense, folder, UpcycleConfig(experts=4, active=3), seed=1)
+    upcycle(tiny_dense, folder, UpcycleConfig(experts=4, active=3), seed=1, name="owner/base@main")
     return perturb_experts(folder)
 
 

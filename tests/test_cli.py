@@ -224,18 +224,21 @@ def test_samples_made_elsewhere_are_scored_and_compared(xft: Xft, humaneval: Seq
         assert result.code == 0, result.err
         rate = {"a": "100.0%", "b": "0.0%"}[name]
         assert f"humaneval: pass@1 {rate} of 12, 95% interval" in result.out
-        assert "problems without an answer: 152 (HumanEval/12, " in result.err
+        assert "problems without an answer: 152 (not in the score: HumanEval/12, " in result.err
         assert ("rejected lines: 2 (no problem of humaneval 1, not JSON 1)" in result.err) == (name == "a")
     result = xft("eval", "compare", tmp_path / "a" / "humaneval", tmp_path / "b" / "humaneval")
     assert result.code == 0, result.err
     assert "A ahead on 12, B on 0, McNemar p = 0.000488" in result.out
     assert f"verdict: {tmp_path / 'a' / 'humaneval'} is better than" in result.out
     refused(xft("eval", "compare", tmp_path / "a", tmp_path / "b"), tmp_path / "a", "no scores.json")
+    other = xft("eval", "score", bad, "--bench", "humaneval", "--out", tmp_path / "a")
+    refused(other, tmp_path / "a" / "humaneval", "holds the scores of", good, "another --out")
     gone = tmp_path / "gone.jsonl"
     refused(xft("eval", "score", gone, "--bench", "humaneval", "--out", tmp_path / "c"), gone, "no such file")
     good.write_text("nonsense\n")
     result = xft("eval", "score", good, "--bench", "humaneval", "--out", tmp_path / "c")
-    refused(result, good, "no answer to humaneval that can be scored", "not JSON: 1")
+    words = ("no answer to humaneval that can be scored", "not JSON: 1", "rejects.jsonl", "task_id, as in HumanEval/0")
+    refused(result, good, *words)
 
 
 def test_missing_benchmark_data_name_both_ways(xft: Xft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +267,8 @@ def test_the_doctor_says_what_works_and_what_is_missing(
     assert any("TFLOP/s in a matrix product, what `auto` means here" in line for line in lines)
     (missing,) = [line for line in lines if line.startswith("✗ mbpp+: ")]
     assert "MbppPlus.jsonl.gz; set --data-dir or XFT_DATA" in missing
+    assert "or make" not in missing
+    assert any(line.startswith(("✓   js", "✗   js")) for line in lines), "a compiler is examined without the data too"
 
 
 def test_no_arguments_print_the_help(xft: Xft) -> None:
@@ -450,7 +455,10 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("merge", "MOE", "OUT"), ("no data; give --data FILE",)),
         (("tune", "BASE", "OUT", "--data", "DATA", "--lr", "0"), ("lr", "greater than 0")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--epochs", "0"), ("--epochs", "1; see --help")),
-        (("tune", "BASE", "OUT", "--data", "DATA", "--prompt", "poem"), ("unknown prompt style 'poem'", "chat")),
+        (
+            ("tune", "BASE", "OUT", "--data", "DATA", "--prompt", "poem"),
+            ("unknown prompt style 'poem'", "chat, magicoder, auto"),
+        ),
         (
             ("tune", "BASE", "OUT", "--data", "DATA", "--batch", "3", "--micro-batch", "2"),
             ("tune.batch=3 is no multiple", "choose a multiple of 2"),
@@ -458,11 +466,15 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("tune", "BASE", "OUT", "--data", "DATA", "--rounds", "3"), ("--rounds",)),
         (("tune", "BASE"), ("OUT",)),
         (("eval", "BASE", "--out", "OUT", "--bench", "nobench"), ("unknown benchmark 'nobench'", "humaneval")),
+        (("eval", "BASE", "--out", "OUT", "--bench", "humanevl"), ("did you mean 'humaneval'?",)),
+        (("eval", "BASE", "--out", "OUT", "--data-dir", "gone"), ("gone: no such folder", "--data-dir")),
         (("run", "nowhere"), ("nowhere: no such recipe file", "tiny")),
         (
             ("run", "tiny", "tune.learning_rate=1", "--out", "OUT"),
-            ("unknown key 'learning_rate'", "known keys: epochs"),
+            ("command line, for tiny.yaml: tune: unknown key 'learning_rate'", "known keys: epochs"),
         ),
+        (("run", "tiny", "tune.epoch=1", "--out", "OUT"), ("did you mean 'epochs'?",)),
+        (("run", "smolm2-135m", "--out", "OUT"), ("no such recipe file", "did you mean 'smollm2-135m'?")),
         (("run", "tiny", "base=BASE", "eval.benchmarks=[nobench]", "--out", "OUT"), ("unknown benchmark 'nobench'",)),
         (("run", "tiny", "base=BASE", "upcycle.router=top-1", "--out", "OUT"), ("unknown router 'top-1'",)),
         (("run", "tiny", "base=BASE", "tune.batch=3", "--out", "OUT"), ("tune.batch=3 is no multiple",)),

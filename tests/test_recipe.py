@@ -103,6 +103,28 @@ def test_overrides_reach_their_keys_and_leave_the_others(recipe_file: Path) -> N
     assert recipe.seed == 7
 
 
+def test_a_wrong_override_is_not_blamed_on_the_file(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^command line, for mine\.yaml: tune\.epochs: .*, got 0$"):
+        load_recipe(recipe_file, ["tune.epochs=0"])
+    recipe_file.write_text(MINIMAL + "tune:\n  epochs: 0\n")
+    with pytest.raises(RecipeError, match=rf"^{recipe_file}: tune\.epochs: .*, got 0$"):
+        load_recipe(recipe_file, ["seed=7"])
+
+
+def test_a_recipe_that_the_command_line_makes_whole_is_judged_whole(tmp_path: Path) -> None:
+    path = tmp_path / "no-base.yaml"
+    path.write_text("name: a\ndata: b\n")
+    assert load_recipe(path, ["base=c"]).base == "c"
+    with pytest.raises(RecipeError, match=r"^command line, .*seed"):
+        load_recipe(path, ["base=c", "seed=x"])
+
+
+def test_benchmarks_and_prompts_can_be_named_with_commas(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["eval.benchmarks=humaneval+,mbpp+", "eval.base_prompts=completion"])
+    assert [entry.name for entry in recipe.eval.benchmarks] == ["humaneval+", "mbpp+"]
+    assert recipe.eval.base_prompts == ["completion"]
+
+
 def test_a_data_override_replaces_the_sources_and_keeps_the_keys_beside_them() -> None:
     shipped = load_recipe("tiny")
     recipe = load_recipe("tiny", ["data=a.jsonl"])

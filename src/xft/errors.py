@@ -15,6 +15,15 @@ XftError                 the command line prints one line and exits with 2
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` for a name that is nearly a known one, else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 class XftError(Exception):
     """Stop with a message for the user; anything else that escapes is a bug."""

@@ -123,10 +123,19 @@ def fetch_snapshot(name: str, *, kind: str, revision: str | None = None, pattern
     try:
         return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds; all mean that the repository can't be had
-        reason = " ".join(str(error).split())[:REASON]
         at = f"@{revision}" if revision else ""
         raise FetchError(
-            f"{name}{at}: no such local path, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {reason}); "
+            f"{name}{at}: no such local path, and {_hub_reason(error)}; "
             "check the name and the network, or download it and give its folder"
         ) from None
+
+
+def _hub_reason(error: BaseException) -> str:
+    """Say in a few words why the hub did not give something."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled"):
+            return "no connection to the Hugging Face hub"
+        cause = cause.__cause__ or cause.__context__
+    reason = " ".join(str(error).split())[:REASON]
+    return f"the Hugging Face hub did not give it ({type(error).__name__}: {reason})"

@@ -241,7 +241,7 @@ class _Work:
         from xft.stage import write_json
         from xft.upcycle import upcycle
 
-        upcycle(self.out / "base", folder, self.recipe.upcycle, self.recipe.seed)
+        upcycle(self.out / "base", folder, self.recipe.upcycle, self.recipe.seed, name=self.recipe.base)
         write_json(folder / "proof.json", prove(self.out / "base", folder).as_dict())
 
     def sft(self, train: Path) -> Callable[[Path, Meter], None]:
@@ -273,7 +273,7 @@ class _Work:
                 MergeJob(
                     mixture=self.out / "moe", out=folder, method=method, pairs=train, prompt=self.style,
                     seed=self.recipe.seed, tune=self.recipe.tune, merge=self.recipe.merge,
-                    base=self.recipe.base, data=[source.path for source in self.recipe.data.sources],
+                    data=[source.path for source in self.recipe.data.sources],
                 ),
                 meter,
             )  # fmt: skip

@@ -41,7 +41,7 @@ class Prompt(Protocol):
         ...
 
 
-PROMPTS: Registry[Prompt] = Registry("prompt style")
+PROMPTS: Registry[Prompt] = Registry("prompt style", also=("auto", "to score also completion"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ This file is the reference of the YAML: each field's type, range, default and me
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xft.errors import RecipeError
+from xft.errors import RecipeError, did_you_mean
 
 S = TypeVar("S", bound="Section")
 
@@ -170,6 +171,11 @@ class EvalConfig(Section):
     batch: Annotated[int, Field(ge=1)] = 16
     """Prompts generated together."""
 
+    @field_validator("benchmarks", "base_prompts", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _samples_differ(self) -> EvalConfig:
         if self.n > 1 and self.temperature == 0:
@@ -218,7 +224,9 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not path.is_file():
         shipped = shipped_recipes()
         if str(name) not in shipped:
-            raise RecipeError(f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}")
+            raise RecipeError(
+                f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}{did_you_mean(name, shipped)}"
+            )
         path = shipped[str(name)]
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -226,9 +234,21 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(Recipe.model_fields)}")
+    changed = deepcopy(tree)
     for override in overrides or []:
-        _apply(tree, override)
-    return parse_recipe(tree, where=str(path))
+        _apply(changed, override)
+    fault = _fault(changed)
+    own = fault is not None and fault == _fault(tree)
+    return parse_recipe(changed, where=str(path) if own else f"command line, for {path.name}")
+
+
+def _fault(tree: dict[str, Any]) -> str | None:
+    """Return what is wrong with a mapping, None when nothing is."""
+    try:
+        parse_recipe(tree, where="")
+    except RecipeError as error:
+        return str(error)
+    return None
 
 
 def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
@@ -249,12 +269,14 @@ def parse_section(schema: type[S], tree: dict[str, Any], where: str) -> S:
         first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
         at = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_section_at(schema, first["loc"][:-1]).model_fields)
+            known, wrong = _section_at(schema, first["loc"][:-1]).model_fields, first["loc"][-1]
             parent = ".".join(str(part) for part in first["loc"][:-1]) or "top level"
-            raise RecipeError(f"{where}: {parent}: unknown key {first['loc'][-1]!r}; known keys: {known}") from None
+            raise RecipeError(
+                f"{where}: {parent}: unknown key {wrong!r}; known keys: {', '.join(known)}{did_you_mean(wrong, known)}"
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise RecipeError(f"{where}: {at}: {message}{given}") from None
+        raise RecipeError(": ".join(part for part in (where, at, f"{message}{given}") if part)) from None
 
 
 def _section_at(schema: type[Section], loc: tuple[int | str, ...]) -> type[Section]:

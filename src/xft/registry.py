@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from xft.errors import UnknownNameError
+from xft.errors import UnknownNameError, did_you_mean
 
 T = TypeVar("T")
 
@@ -13,9 +13,10 @@ T = TypeVar("T")
 class Registry(dict[str, T], Generic[T]):
     """Map names to entries; an unknown name answers with those that exist."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, also: tuple[str, ...] = ()) -> None:
+        """Name the kind of entry, and names that are no entries but may be given too, for messages."""
         super().__init__()
-        self.kind = kind
+        self.kind, self.also = kind, also
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Decorate an entry with its name; refuses a duplicate."""
@@ -29,4 +30,5 @@ class Registry(dict[str, T], Generic[T]):
         return add
 
     def __missing__(self, name: str) -> T:
-        raise UnknownNameError(f"unknown {self.kind} {name!r}; available: {', '.join(sorted(self))}")
+        available = ", ".join([*sorted(self), *self.also])
+        raise UnknownNameError(f"unknown {self.kind} {name!r}; available: {available}{did_you_mean(name, self)}")

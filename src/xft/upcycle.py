@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xft.cards import write_mixture_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
 from xft.families import MOE_PREFIX
@@ -19,8 +20,10 @@ from xft.progress import track
 from xft.recipe import UpcycleConfig
 
 
-def upcycle(base: Path, out: Path, config: UpcycleConfig, seed: int) -> None:
+def upcycle(base: Path, out: Path, config: UpcycleConfig, seed: int, *, name: str | None = None) -> None:
     """Write the mixture of a dense checkpoint into the folder `out`; peak memory is one tensor.
+
+    `name` is what the user calls the base, for the model cards; the folder's name by default.
 
     Raises:
         CheckpointError: the base is damaged, holds NaN, is a mixture already, or its family is unknown.
@@ -33,14 +36,16 @@ def upcycle(base: Path, out: Path, config: UpcycleConfig, seed: int) -> None:
     with track("upcycle", sum(planned.nbytes for planned in plan)) as advance:
         write_checkpoint(out, plan, progress=advance)
     copy_companions(base, out)
-    write_config(out, mixture_config(source, config))
+    mixture = mixture_config(source, config, name or base.name)
+    write_config(out, mixture)
+    write_mixture_card(out, mixture, tuned=False)
 
 
-def mixture_config(source: Checkpoint, config: UpcycleConfig) -> dict[str, Any]:
+def mixture_config(source: Checkpoint, config: UpcycleConfig, name: str) -> dict[str, Any]:
     """Return the mixture's config.json: the base's, with another type and the mapping `xft`."""
     family = source.family
     dtype = str(source.dtype(family.embedding)).removeprefix("torch.")
-    options = config.model_dump() | {"base_dtype": dtype}
+    options = config.model_dump() | {"base": name, "base_dtype": dtype}
     return source.config | {"model_type": family.moe_type, "architectures": [family.moe_class], "xft": options}
 
 

@@ -24,9 +24,9 @@ def test_a_clear_winner_is_better_and_the_other_worse(tmp_path):
     a = write(tmp_path / "a", [[i < 80] for i in range(100)])
     b = write(tmp_path / "b", [[i < 40] for i in range(100)])
     there, back = compare(a, b), compare(b, a)
-    assert (there.wins, there.losses, there.problems) == (40, 0, 100)
+    assert (*there.ahead, there.items) == (40, 0, 100)
     assert (there.difference.verdict, back.difference.verdict) == ("better", "worse")
-    assert there.rates == (0.8, 0.4)
+    assert there.means == (0.8, 0.4)
     assert f"verdict: {a} is better than {b}" in there.text()
     assert there.p == pytest.approx(2 * 0.5**40)
 
@@ -45,7 +45,7 @@ def test_several_samples_compare_by_problem_without_mcnemar(tmp_path):
     a = write(tmp_path / "a", [[True, i % 2 == 0] for i in range(60)])
     b = write(tmp_path / "b", [[False, i % 2 == 0] for i in range(60)])
     found = compare(a, b)
-    assert (found.p, found.rates) == (None, (0.75, 0.25))
+    assert (found.p, found.means) == (None, (0.75, 0.25))
     assert found.difference.verdict == "better"
     assert found.difference.mean == pytest.approx(0.5)
 
@@ -56,8 +56,8 @@ def test_faults_of_the_sandbox_count_for_neither(tmp_path):
     path = b / "verdicts.jsonl"
     path.write_text(path.read_text().replace("passed", "infrastructure", 3))
     found = compare(a, b)
-    assert (found.problems, found.only_one, found.losses, found.wins) == (17, 3, 0, 0)
-    assert "3 problems that only one of them answered" in found.text()
+    assert (found.items, found.only_one, *found.ahead) == (17, 3, 0, 0)
+    assert "3 problems that only one of them has" in found.text()
 
 
 def test_unlike_conditions_are_said(tmp_path):
@@ -68,7 +68,7 @@ def test_unlike_conditions_are_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("scores", "message"),
-    [({"benchmark": "other"}, "different benchmarks"), ({"data_hash": "i"}, "different versions of the benchmark")],
+    [({"benchmark": "other"}, "different benchmarks"), ({"data_hash": "i"}, "different versions of the data")],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, scores, message):
     a = write(tmp_path / "a", [[True]])
@@ -102,3 +102,38 @@ def test_the_smallest_difference_is_found_about_4_times_in_5():
         found += mcnemar_p(int((draws == 1).sum()), int((draws == -1).sum())) < 0.05
     assert 0.7 < found / 1000 < 0.87
     assert smallest_difference([1.0] * 50, [1.0] * 50) == 6 / 50
+
+
+def losses(folder: Path, values: list[float], **scores: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps({"benchmark": "heldout", "data_hash": "h"} | scores))
+    lines = [{"id": number, "tokens": 9, "loss": value} for number, value in enumerate(values)]
+    (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_of_held_out_losses_the_lower_is_better(tmp_path):
+    a = losses(tmp_path / "a", [1.0 + 0.01 * (i % 7) for i in range(50)])
+    b = losses(tmp_path / "b", [1.1 + 0.01 * (i % 5) for i in range(50)])
+    found = compare(a, b)
+    assert (found.difference.verdict, found.p, found.ahead) == ("better", None, (50, 0))
+    assert "50 held-out responses: A" in found.text()
+    assert "nats a token" in found.text()
+    assert found.smallest < 0.02
+    assert compare(b, a).difference.verdict == "worse"
+    with pytest.raises(DataError, match="different versions of the data"):
+        compare(a, losses(tmp_path / "c", [1.0], data_hash="other"))
+    with pytest.raises(DataError, match="different benchmarks"):
+        compare(a, write(tmp_path / "d", [[True]]))
+
+
+def test_a_damaged_loss_is_named(tmp_path):
+    a = losses(tmp_path / "a", [1.0])
+    (a / "losses.jsonl").write_text('{"id": 0}\n')
+    with pytest.raises(DataError, match=r"losses\.jsonl: damaged .*score the model again"):
+        compare(a, a)
+
+
+def test_too_few_problems_are_said_to_show_nothing(tmp_path):
+    a = write(tmp_path / "a", [[True]] * 4)
+    assert "so few problems can show no difference at all" in compare(a, write(tmp_path / "b", [[False]] * 4)).text()

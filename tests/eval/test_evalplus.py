@@ -13,6 +13,7 @@ from xft.eval import evalplus
 from xft.eval.benchmark import Problem
 from xft.eval.benchmarks import humaneval, mbpp
 from xft.eval.evalplus import GroundTruth, Known, PlusTests, equal
+from xft.eval.functions import shown
 from xft.eval.sandbox import Call, Outcome, Returned
 from xft.eval.sandbox.values import Opaque, encode
 
@@ -255,7 +256,7 @@ def test_an_answer_passes_when_base_and_plus_pass():
     assert (right.status, dict(right.parts)) == ("passed", {"base": True, "plus": True})
     base_only = verdict([(2,), (4,)], [(7,)])
     assert (base_only.status, dict(base_only.parts)) == ("wrong", {"base": True, "plus": False})
-    assert base_only.error == "plus: wrong answer to input 0"
+    assert base_only.error == f"plus: wrong answer to input 0: ({INPUTS['plus'][0][0]!r}) gives (7,), not (6,)"
     plus_only = verdict([(2,), [4]], [(6,)])
     assert (plus_only.status, dict(plus_only.parts)) == ("wrong", {"base": False, "plus": True})
 
@@ -284,4 +285,13 @@ def test_an_answer_that_is_no_encoding_is_wrong():
         def call(self, code, entry_point, calls, judge, *, memory_mb):
             return Outcome(status="wrong", seconds=0.1, error=judge(0, Returned(encoded=b"{", changed=b"[")) or "none")
 
-    assert evalplus.judge_plus(problem(), "", Forger(), known, equal).error == "base: wrong answer to input 0"
+    assert evalplus.judge_plus(problem(), "", Forger(), known, equal).error == (
+        "base: wrong answer to input 0: (1) gives what can't be compared, not 1"
+    )
+
+
+def test_a_value_is_shown_whatever_it_is():
+    assert shown("x" * 500) == repr("x" * 500)[:28] + "..." + "x" * 28 + "'"
+    assert shown(10**5000) == "<int>"
+    assert len(shown([[list(range(100))] * 50] * 50)) <= 100
+    assert shown(Opaque("generator")) == "<generator>"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from xft.eval.metrics import mean_interval, paired_difference, pass_at_k, wilson_interval
+from xft.eval.metrics import mean_interval, paired_difference, paired_rates, pass_at_k, wilson_interval
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 1, 4), (4, 0, 2), (4, 4, 4), (7, 5, 3)])
@@ -62,6 +62,34 @@ def test_equal_models_differ_by_nothing():
     values = [0, 1, 1, 0, 1]
     same = paired_difference(values, values, seed=0)
     assert (same.mean, same.low, same.high, same.verdict) == (0.0, 0.0, 0.0, "can't tell")
+
+
+def test_models_that_did_alike_on_a_few_problems_may_still_differ():
+    """About what Bonett and Price's interval gives for no discordant pair: 1.96 * sqrt(2) / (n + 2)."""
+    for n in (10, 164):
+        same = paired_rates([1.0] * n, [1.0] * n)
+        half = 1.96 * math.sqrt(2) / (n + 2)
+        assert (same.mean, same.verdict) == (0.0, "can't tell")
+        assert (same.low, same.high) == pytest.approx((-half, half), rel=0.25)
+
+
+def test_the_interval_of_a_rate_has_width_when_all_problems_are_alike():
+    for rate in (0.0, 0.5, 1.0):
+        low, high = mean_interval([rate] * 20, bounds=(0.0, 1.0))
+        assert 0 <= low <= rate <= high <= 1
+        assert 0.05 < high - low < 0.2
+
+
+def test_intervals_of_rates_hold_the_truth_about_as_often_as_they_say():
+    """20 problems, 5 samples each; the probability of a pass differs from problem to problem."""
+    generator = random.Random(4)
+    held = 0
+    for trial in range(200):
+        chances = [generator.random() ** 4 for _ in range(20)]
+        rates = [sum(generator.random() < chance for _ in range(5)) / 5 for chance in chances]
+        low, high = mean_interval(rates, seed=trial, bounds=(0.0, 1.0))
+        held += low <= 1 / 5 <= high
+    assert held / 200 > 0.92
 
 
 def test_a_clear_difference_has_a_direction_that_the_metric_decides():

@@ -27,7 +27,7 @@ def job(mixture: Path, out: Path, method: str, **changes: Any) -> MergeJob:
     examples = [Example(instruction=f"say {n}", response=f"{n} and {n}") for n in range(6)]
     pairs.write_text("".join(json.dumps(asdict(example)) + "\n" for example in examples))
     options: dict[str, Any] = {
-        "pairs": pairs, "prompt": "chat", "seed": 3, "base": "owner/base", "data": ["one.jsonl", "shipped:python"],
+        "pairs": pairs, "prompt": "chat", "seed": 3, "data": ["one.jsonl", "shipped:python"],
         "tune": TuneConfig(batch=3, micro_batch=3, max_length=96, precision="fp32"),
         "merge": MergeConfig(shared_weight=0.4, lr=0.3),
     }  # fmt: skip

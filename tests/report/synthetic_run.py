@@ -212,7 +212,7 @@ def write_run(run: Path) -> Path:
     (run / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     write_json(
         run / "data/summary.json",
-        {"train": 812, "heldout": 40, "rejected": 3, "sources": [{"path": "shipped:python", "records": 855}]},
+        {"train": 812, "heldout": 40, "rejected": 3, "sources": [{"path": "shipped:python", "records": 862}]},
     )
     rows = {"base": 0.16, "base-completion": 0.22, "sft": 0.27, "moe": 0.30, "uniform": 0.27, "xft": 0.30}
     for name in [*STAGES, *(f"eval/{row}" for row in rows)]:

@@ -70,7 +70,7 @@ def upcycle(
     folder = resolve_base(base)
 
     def work(partial: Path, _meter: Meter) -> None:
-        work_on(folder, partial, config, seed)
+        work_on(folder, partial, config, seed, name=base)
         proof = prove(folder, partial)
         write_json(partial / "proof.json", proof.as_dict())
         print(proof)
@@ -173,8 +173,7 @@ def merge(
         work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
-                merge=config, base=str(mixture.config.get("_name_or_path") or mixture.family.model_type),
-                data=[source.path for source in sources],
+                merge=config, data=[source.path for source in sources],
             ),
             meter,
         )  # fmt: skip

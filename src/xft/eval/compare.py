@@ -1,19 +1,22 @@
-"""Compare two scored models on the problems that both answered: better, worse, or can't tell."""
+"""Compare two scored models on the items that both have: better, worse, or can't tell."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xft.errors import DataError
-from xft.eval.metrics import Difference, mcnemar_p, paired_difference, smallest_difference
+from xft.eval.metrics import Difference, mcnemar_p, paired_difference, paired_rates, smallest_difference
 from xft.eval.score import read_verdicts
 from xft.stage import read_json
 
 SAME = ("prompt", "decoding", "limits", "sandbox", "python", "tools", "max_new_tokens", "dtype", "device")
 """Keys of scores.json that should be alike in a fair comparison."""
+LOSSES = "losses.jsonl"
+"""What a folder of held-out losses has in place of verdicts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,19 +25,20 @@ class Comparison:
 
     benchmark: str
     names: tuple[str, str]
-    problems: int
-    """Those that both answered."""
+    losses: bool
+    """Whether the values are held-out losses (nats a token, lower is better), not shares of samples that passed."""
+    items: int
+    """Those that both have: problems, or held-out responses."""
     only_one: int
-    """Problems that only one answered; left out."""
-    rates: tuple[float, float]
-    wins: int
-    """Problems on which A did better."""
-    losses: int
+    """Items that only one has; left out."""
+    means: tuple[float, float]
+    ahead: tuple[int, int]
+    """Items on which A did better, and B."""
     difference: Difference
     p: float | None
-    """McNemar's exact p; None where a problem has several samples."""
+    """McNemar's exact p; None for losses, and where a problem has several samples."""
     smallest: float
-    """The difference of pass@1 that this many problems show with 80% probability."""
+    """The difference that this many items show with 80% probability."""
     unlike: tuple[str, ...]
     """Conditions in which the two scores differ."""
 
@@ -43,56 +47,62 @@ class Comparison:
         a, b = self.names
         d = self.difference
         verdict = {"better": f"{a} is better than {b}", "worse": f"{a} is worse than {b}"}.get(d.verdict, "can't tell")
+        what = "held-out responses" if self.losses else "problems"
+        unit, scale, digits = ("nats a token", 1, 3) if self.losses else ("points", 100, 1)
+        first, second = (f"{scale * mean:.{digits}f}{'' if self.losses else '%'}" for mean in self.means)
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in (d.mean, d.low, d.high))
         lines = [
-            f"{self.benchmark}, {self.problems} problems: A {a} {self.rates[0]:.1%}, B {b} {self.rates[1]:.1%}",
-            f"A - B: {100 * d.mean:+.1f} points, 95% interval {100 * d.low:+.1f} to {100 * d.high:+.1f}; "
-            f"A ahead on {self.wins}, B on {self.losses}"
+            f"{self.benchmark}, {self.items} {what}: A {a} {first}, B {b} {second}",
+            f"A - B: {mean} {unit}, 95% interval {low} to {high}; A ahead on {self.ahead[0]}, B on {self.ahead[1]}"
             + (f", McNemar p = {self.p:.3g}" if self.p is not None else ""),
             f"verdict: {verdict}",
-            f"the smallest difference that {self.problems} problems would show 4 times in 5: "
-            f"{100 * self.smallest:.1f} points",
+            f"so few {what} can show no difference at all"
+            if self.smallest > 1 and not self.losses
+            else f"the smallest difference that {self.items} {what} would show 4 times in 5: "
+            f"{scale * self.smallest:.{digits}f} {unit}",
         ]
         if self.only_one:
-            lines.append(f"left out: {self.only_one} problems that only one of them answered")
+            lines.append(f"left out: {self.only_one} {what} that only one of them has")
         lines += [f"not alike: {difference}" for difference in self.unlike]
         return "\n".join(lines)
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two folders of one benchmark, each with scores.json and verdicts.jsonl.
+    """Compare two folders of one benchmark, or of held-out losses, as `xft eval` wrote them.
 
-    Faults of the sandbox count for neither. The interval is a paired bootstrap's over problems, widened to hold 0 where
-    an exact test can't rule out chance.
+    Faults of the sandbox count for neither. The interval is a paired bootstrap's over items, widened to hold 0 where an
+    exact test can't rule out chance.
 
     Raises:
-        DataError: a folder was not scored, the benchmarks or their data differ, or no problem is shared.
+        DataError: a folder was not scored, the benchmarks or their data differ, or no item is shared.
     """
     folders = (first, second)
     scores = [_scores(folder) for folder in folders]
-    for key, what in (("benchmark", "benchmarks"), ("data_hash", "versions of the benchmark's data")):
-        if scores[0][key] != scores[1][key]:
+    for key, what in (("benchmark", "benchmarks"), ("data_hash", "versions of the data")):
+        if scores[0].get(key) != scores[1].get(key):
             raise DataError(
-                f"{first} and {second} have different {what} ({scores[0][key]}, {scores[1][key]}); "
+                f"{first} and {second} have different {what} ({scores[0].get(key)}, {scores[1].get(key)}); "
                 "only scores on the same problems can be compared"
             )
-    rates = [_rates(folder) for folder in folders]
-    shared = [task for task in rates[0] if task in rates[1]]
+    losses = (first / LOSSES).is_file()
+    values = [_losses(folder) if losses else _rates(folder) for folder in folders]
+    shared = [item for item in values[0] if item in values[1]]
     if not shared:
         raise DataError(f"{first} and {second} have no problem in common")
-    a, b = ([each[task] for task in shared] for each in rates)
-    single = all(rate in (0.0, 1.0) for rate in (*a, *b))
-    wins, losses = sum(x > y for x, y in zip(a, b, strict=True)), sum(x < y for x, y in zip(a, b, strict=True))
+    a, b = ([each[item] for item in shared] for each in values)
+    higher, lower = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    single = not losses and all(rate in (0.0, 1.0) for rate in (*a, *b))
     return Comparison(
         benchmark=scores[0]["benchmark"],
         names=(str(first), str(second)),
-        problems=len(shared),
-        only_one=len(rates[0].keys() ^ rates[1].keys()),
-        rates=(math.fsum(a) / len(a), math.fsum(b) / len(b)),
-        wins=wins,
         losses=losses,
-        difference=paired_difference(a, b),
-        p=mcnemar_p(wins, losses) if single else None,
-        smallest=smallest_difference(a, b),
+        items=len(shared),
+        only_one=len(values[0].keys() ^ values[1].keys()),
+        means=(math.fsum(a) / len(a), math.fsum(b) / len(b)),
+        ahead=(lower, higher) if losses else (higher, lower),
+        difference=paired_difference(a, b, higher_is_better=False) if losses else paired_rates(a, b),
+        p=mcnemar_p(higher, lower) if single else None,
+        smallest=smallest_difference(a, b, bounded=not losses),
         unlike=tuple(
             f"{key}: {scores[0].get(key)} and {scores[1].get(key)}"
             for key in SAME
@@ -103,10 +113,13 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def _scores(folder: Path) -> dict[str, Any]:
     scores: dict[str, Any] | None = read_json(folder / "scores.json", None)
-    if scores is None or not (folder / "verdicts.jsonl").is_file():
+    if scores is None or not any((folder / name).is_file() for name in ("verdicts.jsonl", LOSSES)):
         raise DataError(
-            f"{folder}: no scores.json and verdicts.jsonl here; give a benchmark's folder, such as OUT/humaneval"
+            f"{folder}: no scores.json with verdicts.jsonl or {LOSSES} here; give a benchmark's folder, such as "
+            "OUT/humaneval or OUT/heldout"
         )
+    if "benchmark" not in scores:
+        raise DataError(f"{folder}: its scores.json does not say of which data; score the model again")
     return scores
 
 
@@ -116,3 +129,12 @@ def _rates(folder: Path) -> dict[str, float]:
     for verdict in read_verdicts(folder / "verdicts.jsonl"):
         passed.setdefault(verdict["task_id"], []).append(verdict["status"] == "passed")
     return {task: sum(each) / len(each) for task, each in passed.items()}
+
+
+def _losses(folder: Path) -> dict[str, float]:
+    """Return each held-out response's loss."""
+    try:
+        lines = [json.loads(line) for line in (folder / LOSSES).read_text(encoding="utf-8").splitlines()]
+        return {str(line["id"]): float(line["loss"]) for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / LOSSES}: damaged ({error!r}); score the model again") from None

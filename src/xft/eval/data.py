@@ -43,7 +43,7 @@ def find_data(benchmark: str, names: Sequence[str], *, hub: str, patterns: Seque
                 return found
         reason = f"it has no {' or '.join(patterns)}"
     except (FetchError, MissingExtraError) as error:
-        reason = str(error).partition(": ")[2] or str(error)
+        reason = str(error).partition(": ")[2].partition("; ")[0] or str(error)
     looked = f"{folder} has no {names[0]}" if folder else f"no folder was named that has {names[0]}"
     raise DataError(
         f"{benchmark}: {looked}; set --data-dir or XFT_DATA to one that has it{remedy}, "

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from xft.errors import DataError
 from xft.eval.benchmark import Judgement, Problem
-from xft.eval.functions import MEMORY_MB, REPLY_BYTES, call_within
+from xft.eval.functions import MEMORY_MB, REPLY_BYTES, call_within, shown
 from xft.eval.sandbox.outcome import Call, Outcome, Returned
 from xft.eval.sandbox.values import decode
 from xft.fetch import cache_dir
@@ -101,11 +101,15 @@ def judge_plus(
             wanted = known[index]
             if wanted.exact and returned.encoded == wanted.encoded:
                 return None
+            found = "what can't be compared"
             try:
-                right = oracle(wanted.call.arguments, wanted.answer, returned.value, problem.tests.atol)
+                if oracle(wanted.call.arguments, wanted.answer, returned.value, problem.tests.atol):
+                    return None
+                found = shown(returned.value)
             except Exception:  # whatever an odd answer does to the comparison, it is not the expected one
-                right = False
-            return None if right else f"wrong answer to input {index}"
+                pass
+            asked = ", ".join(map(shown, wanted.call.arguments))
+            return f"wrong answer to input {index}: ({asked}) gives {found}, not {shown(wanted.answer)}"
 
         calls = [each.call for each in known]
         outcomes[part] = call_within(sandbox, code, problem.entry_point, calls, judge, seconds=MOST_S)

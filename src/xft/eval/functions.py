@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import reprlib
+import textwrap
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,10 @@ REPLY_BYTES = 1 << 20
 FENCE_STOP = ("\n```",)
 SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
 """EvalPlus's stops for plain continuation, in both benchmarks."""
+SHOWN = 100
+"""Characters of a value in a message."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class FunctionBenchmark(ABC):
@@ -132,6 +138,14 @@ def call_checks(sandbox: Sandbox, code: str, entry_point: str, checks: Sequence[
         return None
 
     return call_within(sandbox, code, entry_point, calls, judge, seconds=seconds)
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for a message, cut short, whatever it is."""
+    try:
+        return textwrap.shorten(_SHORT.repr(value), SHOWN, placeholder="...")
+    except Exception:  # an int of too many digits, say
+        return f"<{type(value).__name__}>"
 
 
 def judgement(outcome: Outcome, *, in_process: bool = False) -> Judgement:

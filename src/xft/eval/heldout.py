@@ -11,7 +11,7 @@ import torch
 from xft.data.prepare import read_pairs
 from xft.eval.metrics import mean_interval
 from xft.progress import track
-from xft.stage import write_json
+from xft.stage import file_digest, write_json
 from xft.tune.dataset import Collator, encode_all
 from xft.tune.loss import logits_of, response_hidden, token_losses
 
@@ -40,7 +40,10 @@ def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style:
     (out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     values = [losses[number] for number in range(len(rows))]
     low, high = mean_interval(values)
-    scores = {"n": len(rows), "mean": sum(values) / len(values), "interval": [low, high], **counts}
+    scores = {
+        "benchmark": "heldout", "data_hash": file_digest(pairs), "prompt": style, "n": len(rows),
+        "mean": sum(values) / len(values), "interval": [low, high], **counts,
+    }  # fmt: skip
     write_json(out / "scores.json", scores)
     return scores
 

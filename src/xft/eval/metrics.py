@@ -51,8 +51,13 @@ def wilson_interval(passed: int, total: int) -> tuple[float, float]:
     return low, high
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def mean_interval(
+    values: Sequence[float], seed: int = 0, *, bounds: tuple[float, float] | None = None
+) -> tuple[float, float]:
     """Return the 95% bootstrap interval (percentiles) of the mean of per-item values.
+
+    Where values can't lie outside `bounds`, an item at each bound is drawn from too: without them, items that happen to
+    be alike would give an interval without width.
 
     Raises:
         ValueError: fewer than two values, or one that is not finite.
@@ -60,7 +65,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]
     array = _finite(values)
     if array.size < 2:
         raise ValueError(f"an interval of a mean needs at least 2 values, got {array.size}")
-    return _percentiles(_resampled_means(array, np.random.default_rng(seed)))
+    return _percentiles(_resampled_means(np.append(array, bounds or ()), np.random.default_rng(seed)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,13 +79,25 @@ class Difference:
     """Whether a is better than b."""
 
 
+def paired_rates(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Compare the shares of samples that passed, 0 to 1, of two models on the same problems."""
+    return paired_difference(a, b, bounds=(-1.0, 1.0))
+
+
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, *, higher_is_better: bool = True
+    a: Sequence[float],
+    b: Sequence[float],
+    seed: int = 0,
+    *,
+    higher_is_better: bool = True,
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
-    """Compare per-item values, 0/1 or losses, of two models on the same items.
+    """Compare per-item values of two models on the same items.
 
     The interval is a paired bootstrap's. It is widened to hold 0 where a sign-flip test can't rule out, at 5%, that
-    the two are alike: with few items, or few that differ, the bootstrap alone is far too sure.
+    the two are alike: with few items, or few that differ, the bootstrap alone is far too sure. Where differences can't
+    lie outside `bounds`, an item at each bound is drawn from too (as Bonett and Price, 2012, add two pairs), so that
+    models that did alike on these items are not taken for equal.
 
     Raises:
         ValueError: the lengths differ, or there is nothing to compare.
@@ -92,7 +109,7 @@ def paired_difference(
         raise ValueError("nothing to compare: no items")
     generator = np.random.default_rng(seed)
     mean = float(difference.mean())
-    low, high = _percentiles(_resampled_means(difference, generator))
+    low, high = _percentiles(_resampled_means(np.append(difference, bounds or ()), generator))
     if _sign_flip_p(difference, generator) > 1 - LEVEL:
         low, high = min(low, 0.0), max(high, 0.0)
     if low <= 0 <= high:
@@ -108,11 +125,12 @@ def mcnemar_p(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * tail))
 
 
-def smallest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+def smallest_difference(a: Sequence[float], b: Sequence[float], *, bounded: bool = True) -> float:
     """Return the mean difference that these items would show, at 5% two-sided, with a probability of 80%.
 
-    From the spread of the paired differences seen (normal approximation), and at least 6 whole items: with fewer that
-    differ, no exact test reaches 5%.
+    From the spread of the paired differences seen (normal approximation). For `bounded` values, 0 to 1, at least 6
+    whole items: with fewer that differ, no exact test reaches 5%; a result above 1 means that no difference can be
+    shown.
 
     Raises:
         ValueError: the lengths differ, or there is nothing to compare.
@@ -122,7 +140,7 @@ def smallest_difference(a: Sequence[float], b: Sequence[float]) -> float:
     normal = NormalDist()
     spread = float((_finite(a) - _finite(b)).std())
     detectable = (normal.inv_cdf(0.5 + LEVEL / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(len(a))
-    return max(detectable, FEWEST / len(a))
+    return max(detectable, FEWEST / len(a)) if bounded else detectable
 
 
 def _finite(values: Sequence[float]) -> Floats:

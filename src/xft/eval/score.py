@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_FAULTS = 8
 """So many faults of the sandbox in a row end the scoring: it is broken, not unlucky."""
 KS = (1, 5, 10, 25, 50, 100)
+NO_CODE = "no code in the answer, or none that defines what was asked for"
 NAMED = 20
 """Problems named in scores.json when they were not scored."""
 
@@ -101,7 +102,13 @@ def score(
                 progress(1)
     ordered = verdicts.finish()
     if not ordered:
-        found = _said(rejects.counts) or ", ".join(f"{name}: {faulty[name]}" for name in left_out) or "it is empty"
+        if rejects.counts:
+            raise DataError(
+                f"{samples}: no answer to {benchmark.name} that can be scored ({_said(rejects.counts)}; "
+                f"the lines are in {rejects.path}); a line needs task_id, as in {next(iter(problems))}, and code, "
+                "solution or completion"
+            )
+        found = ", ".join(f"{name}: {faulty[name]}" for name in left_out) or "it is empty"
         raise DataError(f"{samples}: no answer to {benchmark.name} that can be scored ({found})")
     answered = {verdict["task_id"] for verdict in ordered}
     asked = [task for task in list(problems)[::every] if problems[task].tool not in faulty]
@@ -176,7 +183,7 @@ def _rate(passed: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
     if len(rates) == 1 or all(len(each) == 1 for each in passed.values()):
         interval = wilson_interval(sum(map(sum, passed.values())), sum(map(len, passed.values())))
     else:
-        interval = mean_interval(rates)
+        interval = mean_interval(rates, bounds=(0.0, 1.0))
     return {"pass_at_1": _mean(rates), "interval": list(interval)}
 
 
@@ -194,7 +201,7 @@ def _judgements(
 
     def judge(job: _Job) -> Judgement | SandboxError:
         if not job.answer.code.strip():
-            return Judgement(status="no code", seconds=0.0, error=job.answer.unusable)
+            return Judgement(status="no code", seconds=0.0, error=job.answer.unusable or NO_CODE)
         try:
             return benchmark.judge(problems[job.answer.task_id], job.answer.code, sandbox)
         except SandboxError as error:

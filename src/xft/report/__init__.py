@@ -1,6 +1,7 @@
 """The report: a run directory -> one self-contained page and one terminal table. No models, no torch."""
 
-from xft.report.collect import Report, collect
+from xft.report.collect import collect
+from xft.report.contents import Report
 from xft.report.render import render, write_report
 from xft.report.table import score_table, verdict
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from xft.report.collect import Matrix, Row, Score
+from xft.report.contents import Matrix, Row, Score
 from xft.report.table import NOT_RUN, power
 
 MOST_POINTS = 400

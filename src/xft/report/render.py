@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from xft.errors import RunError
 from xft.report import plots, table
-from xft.report.collect import Curve, Experts, Merge, Report, Result, Stage, collect
+from xft.report.collect import collect
+from xft.report.contents import Curve, Experts, Merge, Report, Result, Stage
 
 CURVE_NAMES = {"sft": "SFT", "moe": "MoE", "merge/learned": "Merge"}
 CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}

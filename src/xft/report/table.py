@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xft.eval.metrics import Difference
-from xft.report.collect import Report, Result, Row, Score
+from xft.report.contents import Report, Result, Row, Score
 
 NONE = "–"
 NOT_RUN = "not run"

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
+from xft.cards import write_mixture_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, require_disk, write_checkpoint, write_config
 from xft.cost import count
 from xft.data.prepare import read_pairs
@@ -144,7 +145,10 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
     ]
     write_checkpoint(out, plan)
     copy_companions(source.folder, out)
-    write_config(out, source.config | {"dtype": str(dtype).removeprefix("torch.")})
+    config = source.config | {"dtype": str(dtype).removeprefix("torch.")}
+    write_config(out, config)
+    if mixture:
+        write_mixture_card(out, config, tuned=True)
     if dtype == torch.float32:
         return 0.0
     return max(float((tensor - tensor.to(dtype)).abs().max()) for tensor in state.values())

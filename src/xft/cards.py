@@ -1,0 +1,92 @@
+"""The README.md in a model's folder: what made it, from what, how to load it, under which licence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xft import __version__
+from xft.checkpoint import Checkpoint
+from xft.fetch import HUB_NAME
+
+CARD = "README.md"
+
+
+def write_mixture_card(out: Path, config: dict[str, Any], *, tuned: bool) -> None:
+    """Write the card of a mixture, whose config.json says how it was made."""
+    options = config["xft"]
+    state = "instruction-tuned" if tuned else "not tuned yet: it computes what the base computes"
+    (out / CARD).write_text(
+        f"""{_head(options["base"], "mixture-of-experts")}
+# A mixture of experts made by xft {__version__}
+
+`{options["base"]}`, upcycled into {options["experts"]} experts a layer of which {options["active"]} are active, the
+shared one included in both; {state}. `xft merge` makes a dense model of the base's own architecture out of it.
+
+It is of no class that transformers has, so xft must be imported first:
+
+```python
+import xft
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this/folder")
+```
+
+Licence: {_licence(out)}.
+""",
+        encoding="utf-8",
+    )
+
+
+def write_merged_card(
+    out: Path,
+    mixture: Checkpoint,
+    *,
+    method: str,
+    shared_weight: float,
+    prompt: str,
+    seed: int,
+    data: Sequence[str],
+    tuned: bool,
+) -> None:
+    """Write the card of a merged dense model; `data` names the pairs that it has learned from."""
+    options = mixture.config["xft"]
+    state = "instruction-tuned as a mixture" if tuned else "not tuned as a mixture"
+    pairs = "\nPairs:\n\n" + "".join(f"- {name}\n" for name in data) if data else ""
+    (out / CARD).write_text(
+        f"""{_head(options["base"], "model-merging")}
+# A dense model merged by xft {__version__}
+
+Upcycled from `{options["base"]}` into {options["experts"]} experts (the shared one included), {state}, and merged
+back into the base's own architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
+
+| | |
+|---|---|
+| merge method | {method} |
+| weight of the shared expert | {shared_weight} |
+| prompt style | {prompt} |
+| seed | {seed} |
+| coefficients | `coefficients.safetensors` (layers x routed experts) |
+| what made it | `manifest.json` |
+{pairs}
+Licence: {_licence(out)}.
+
+Scores: in the run's report (`eval/` and `report/index.html` of the run directory).
+""",
+        encoding="utf-8",
+    )
+
+
+def _head(base: str, tag: str) -> str:
+    """Return the hub's metadata; a base that is no hub name is left out, since the hub would refuse it."""
+    name = base.partition("@")[0]
+    known = f"base_model: {name}\n" if HUB_NAME.match(name) and not Path(base).exists() else ""
+    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{known}tags: [xft, code, {tag}]\n---\n"
+
+
+def _licence(out: Path) -> str:
+    licence = next((path.name for path in sorted(out.glob("LICENSE*"))), None)
+    if licence:
+        return f"see {licence} beside this file"
+    return "that of the base model; check it before you pass the model on"

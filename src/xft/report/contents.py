@@ -1,0 +1,202 @@
+"""What a report says: a run's rows with their scores and costs, its stages, curves, experts, merge, data, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xft.eval.metrics import Difference
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One finished stage, from its manifest."""
+
+    name: str
+    seed: int | None
+    device: str | None
+    dtype: str | None
+    digest: str
+    finished: str
+    wall_seconds: float
+    peak_memory: float | None
+    """Bytes."""
+    flops: float | None
+    tokens: float | None
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What it took to make a row, over all its stages; None where no stage has a figure."""
+
+    tokens: float | None
+    flops: float | None
+    wall_seconds: float
+    peak_memory: float | None
+    """Bytes; the largest of the stages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A mean over `n` items with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """How one row did on one benchmark."""
+
+    solved: Score
+    """pass@1, a share."""
+    parts: Mapping[str, float]
+    """pass@1 of the benchmark's weaker tests alone: the `base` of HumanEval+ (its `plus` is the score itself)."""
+    gain: Difference | None
+    """Paired difference to SFT over the problems that both have."""
+    outcomes: Mapping[str, int]
+    """Verdicts by status."""
+    truncated: int
+    """Completions cut at the token limit."""
+    settings: Mapping[str, Any]
+    """What else scores.json says: limits, sandbox level, decoding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One model of the comparison; a part that has not run is None."""
+
+    name: str
+    label: str
+    results: Mapping[str, Result]
+    """By benchmark; one that has not run is absent."""
+    loss: Score | None
+    """Held-out loss in nats a response token."""
+    loss_gain: Difference | None
+    cost: Cost | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The training of one stage, step by step."""
+
+    name: str
+    step: tuple[float, ...]
+    loss: tuple[float, ...]
+    grad_norm: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experts:
+    """Where the mixture sent its tokens."""
+
+    load: Matrix
+    """Layers x routed experts: shares of the last step's assignments; each layer sums to 1."""
+    shared_weight: tuple[float, ...]
+    """Mean weight of the shared expert, per layer."""
+    step: tuple[float, ...]
+    dead: tuple[float, ...]
+    """Experts that received no token, per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merge:
+    """What the merge learned."""
+
+    coefficients: Matrix
+    """Layers x routed experts; each layer sums to 1."""
+    shared_weight: float | None
+    """Lambda, the shared expert's share of the merged weights."""
+    step: tuple[float, ...]
+    movement: tuple[float, ...]
+    """Largest |R * coefficient - 1| over layers and experts, per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """How far the upcycled model is from its dense parent, in logits."""
+
+    max_difference: float
+    tolerance: float
+    dense_own_error: float
+    probe_tokens: int
+    negative_control_difference: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One answer of the XFT row and what became of it. Untrusted text."""
+
+    task_id: str
+    code: str
+    status: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempts:
+    """The first problems of a benchmark that the XFT row solved, and failed."""
+
+    benchmark: str
+    solved: tuple[Attempt, ...]
+    failed: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The instruction pairs of the run."""
+
+    train: int
+    heldout: int
+    rejected: int
+    too_long: int
+    sources: tuple[tuple[str, int], ...]
+    """Path and well-formed records of each."""
+
+    @property
+    def unused(self) -> int:
+        """Pairs beyond the number that the recipe trains on."""
+        return sum(records for _, records in self.sources) - self.too_long - self.train - self.heldout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything the page says."""
+
+    name: str
+    base: str
+    recipe: str
+    """The resolved recipe, as YAML text."""
+    benchmarks: tuple[str, ...]
+    """Names, in the recipe's order."""
+    not_run: Mapping[str, str]
+    """Why a benchmark that the recipe calls optional has not run."""
+    rows: tuple[Row, ...]
+    stages: tuple[Stage, ...]
+    curves: tuple[Curve, ...] = ()
+    experts: Experts | None = None
+    merge: Merge | None = None
+    proof: Proof | None = None
+    data: Data | None = None
+    attempts: tuple[Attempts, ...] = ()
+
+    @property
+    def date(self) -> str | None:
+        """Day on which the last stage finished."""
+        return max((stage.finished for stage in self.stages), default="")[:10] or None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices of the stages, without repetition."""
+        return tuple(dict.fromkeys(stage.device for stage in self.stages if stage.device))
+
+    def row(self, name: str) -> Row:
+        """Return the row of that name; `sft` and `xft` are there always."""
+        return next(row for row in self.rows if row.name == name)
