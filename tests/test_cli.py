@@ -443,8 +443,9 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
     ("arguments", "words"),
     [
         (("upcycle", "BASE", "OUT", "--experts", "1"), ("experts", "greater than or equal to 2")),
-        (("upcycle", "BASE", "OUT", "--experts", "4", "--active", "5"), ("active must be between 2 and experts=4",)),
-        (("upcycle", "BASE", "OUT", "--active", "1"), ("active", "greater than or equal to 2")),
+        (("upcycle", "BASE", "OUT", "--experts", "4", "--active", "5"), ("active must be at most experts=4",)),
+        (("upcycle", "BASE", "OUT", "--active", "1"), ("active must be at least 2", "the shared one counted")),
+        (("upcycle", "BASE", "OUT", "--router", "topk-softmax", "--active", "1"), ("active must be at least 2",)),
         (("upcycle", "BASE", "OUT", "--router", "top-1"), ("unknown router 'top-1'", "shared-normalized")),
         (("upcycle", "BASE", "OUT", "--gate", "conv"), ("gate", "'mlp' or 'linear'")),
         (("upcycle", "BASE", "OUT", "--set", "noise=1"), ("unknown key 'noise'", "gate_noise")),

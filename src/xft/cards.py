@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xft import __version__
-from xft.checkpoint import Checkpoint
 from xft.fetch import HUB_NAME
+from xft.moe.mixture import Mixture
 
 CARD = "README.md"
 
@@ -16,13 +16,14 @@ CARD = "README.md"
 def write_mixture_card(out: Path, config: dict[str, Any], *, tuned: bool) -> None:
     """Write the card of a mixture, whose config.json says how it was made."""
     options = config["xft"]
-    state = "instruction-tuned" if tuned else "not tuned yet: it computes what the base computes"
+    state = "instruction-tuned" if tuned else "not tuned yet"
     (out / CARD).write_text(
         f"""{_head(options["base"], "mixture-of-experts")}
 # A mixture of experts made by xft {__version__}
 
-`{options["base"]}`, upcycled into {options["experts"]} experts a layer of which {options["active"]} are active, the
-shared one included in both; {state}. `xft merge` makes a dense model of the base's own architecture out of it.
+`{options["base"]}`, upcycled into {options["experts"]} experts a layer of which {options["active"]} are active
+(router `{options["router"]}`; a shared expert, if it has one, is included in both); {state}. `xft merge` makes
+a dense model of the base's own architecture out of it.
 
 It is of no class that transformers has, so xft must be imported first:
 
@@ -41,7 +42,7 @@ Licence: {_licence(out)}.
 
 def write_merged_card(
     out: Path,
-    mixture: Checkpoint,
+    mixture: Mixture,
     *,
     method: str,
     shared_weight: float,
@@ -51,15 +52,15 @@ def write_merged_card(
     tuned: bool,
 ) -> None:
     """Write the card of a merged dense model; `data` names the pairs that it has learned from."""
-    options = mixture.config["xft"]
+    options = mixture.options
     state = "instruction-tuned as a mixture" if tuned else "not tuned as a mixture"
     pairs = "\nPairs:\n\n" + "".join(f"- {name}\n" for name in data) if data else ""
     (out / CARD).write_text(
         f"""{_head(options["base"], "model-merging")}
 # A dense model merged by xft {__version__}
 
-Upcycled from `{options["base"]}` into {options["experts"]} experts (the shared one included), {state}, and merged
-back into the base's own architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
+Upcycled from `{options["base"]}` into {options["experts"]} experts, {state}, and merged back into the base's own
+architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
 
 | | |
 |---|---|

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from xft.errors import CheckpointError, RunError
-from xft.families import MOE_PREFIX, Family, family_of
+from xft.families import Family, family_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -142,24 +142,6 @@ class Planned:
     def nbytes(self) -> int:
         """Return the tensor's size in bytes."""
         return self.dtype.itemsize * _product(self.shape)
-
-
-def open_mixture(folder: Path) -> Checkpoint:
-    """Open a mixture checkpoint.
-
-    Raises:
-        CheckpointError: it is no mixture, or lacks an expert.
-    """
-    mixture = Checkpoint(folder)
-    if not str(mixture.config.get("model_type")).startswith(MOE_PREFIX) or "xft" not in mixture.config:
-        raise CheckpointError(f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`")
-    for layer in range(mixture.layers):
-        ffn = mixture.family.ffn.format(layer=layer)
-        for projection in mixture.family.projections:
-            for name in (f"{ffn}.shared_expert.{projection}.weight", f"{ffn}.experts.{projection}"):
-                if name not in mixture:
-                    raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
-    return mixture
 
 
 def copy_of(source: Checkpoint, name: str) -> Planned:

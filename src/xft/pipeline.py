@@ -91,11 +91,11 @@ def space_needed(recipe: Recipe, out: Path) -> int:
 def _look_up_names(recipe: Recipe) -> None:
     """Look up what the schema leaves open, so that a typo does not end the run after hours."""
     from xft.eval.benchmarks import BENCHMARKS
-    from xft.moe.routers import ROUTERS
+    from xft.moe.routers import split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
 
-    _ = ROUTERS[recipe.upcycle.router]
+    split_counts(recipe.upcycle.router, recipe.upcycle.experts, recipe.upcycle.active)
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))

@@ -69,9 +69,9 @@ class UpcycleConfig(Section):
     """How a dense FFN becomes a mixture of experts."""
 
     experts: Annotated[int, Field(ge=2, le=1024)] = 8
-    """Experts per layer, the shared one included."""
-    active: Annotated[int, Field(ge=2)] = 6
-    """Experts each token uses, the shared one included."""
+    """Experts per layer; the shared one, if the router has one, included."""
+    active: Annotated[int, Field(ge=1)] = 6
+    """Experts each token uses; the shared one, if the router has one, included."""
     router: str = "shared-normalized"
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
     gate: Literal["mlp", "linear"] = "mlp"
@@ -82,7 +82,7 @@ class UpcycleConfig(Section):
     @model_validator(mode="after")
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
-            raise ValueError(f"active must be between 2 and experts={self.experts}, got {self.active}")
+            raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
         return self
 
 

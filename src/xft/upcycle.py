@@ -13,9 +13,10 @@ import torch
 from xft.cards import write_mixture_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
-from xft.families import MOE_PREFIX
 from xft.moe.layer import Router
+from xft.moe.mixture import is_mixture
 from xft.moe.model import initialise
+from xft.moe.routers import ROUTERS, split_counts
 from xft.progress import track
 from xft.recipe import UpcycleConfig
 
@@ -30,7 +31,7 @@ def upcycle(base: Path, out: Path, config: UpcycleConfig, seed: int, *, name: st
         RunError: the disk is too small.
     """
     source = Checkpoint(base)
-    if str(source.config.get("model_type")).startswith(MOE_PREFIX):
+    if is_mixture(source):
         raise CheckpointError(f"{base}: is a mixture already; give its dense base")
     plan = list(plan_mixture(source, config, seed))
     with track("upcycle", sum(planned.nbytes for planned in plan)) as advance:
@@ -56,6 +57,7 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
         CheckpointError: an FFN tensor is missing.
     """
     family = source.family
+    rule, (routed, keep) = ROUTERS[config.router], split_counts(config.router, config.experts, config.active)
     owner = {name: layer for layer in range(source.layers) for name in family.ffn_tensors(layer)}
     missing = [name for name in owner if name not in source]
     if missing:
@@ -69,10 +71,16 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
             continue
         ffn = family.ffn.format(layer=owner[name])
         tail = name.removeprefix(ffn + ".")
-        yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{tail}")
-        yield stacked_copies(source, name, f"{ffn}.experts.{tail.removesuffix('.weight')}", config.experts - 1)
+        if rule.shared:
+            yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{tail}")
+        yield stacked_copies(source, name, f"{ffn}.experts.{tail.removesuffix('.weight')}", routed)
         if tail == f"{family.down}.weight":
-            yield from _router_tensors(source, f"{ffn}.router", config, seed + owner[name])
+            router = new_router(int(source.config["hidden_size"]), routed, keep, config, seed + owner[name])
+            dtype = source.dtype(family.embedding)
+            for part, tensor in router.state_dict().items():
+                yield Planned(
+                    name=f"{ffn}.router.{part}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor])
+                )
 
 
 def stacked_copies(source: Checkpoint, name: str, new_name: str, copies: int) -> Planned:
@@ -85,19 +93,10 @@ def stacked_copies(source: Checkpoint, name: str, new_name: str, copies: int) ->
     )
 
 
-def _router_tensors(source: Checkpoint, prefix: str, config: UpcycleConfig, seed: int) -> Iterator[Planned]:
-    """Plan a fresh router; its values depend on the seed and the layer only."""
+def new_router(hidden_size: int, routed: int, keep: int, config: UpcycleConfig, seed: int) -> Router:
+    """Return a fresh router; its values depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        router = Router(
-            int(source.config["hidden_size"]),
-            config.experts - 1,
-            config.active - 1,
-            rule=config.router,
-            gate=config.gate,
-            noise=config.gate_noise,
-        )
+        router = Router(hidden_size, routed, keep, rule=config.router, gate=config.gate, noise=config.gate_noise)
         initialise(router, std=0.0)
-    dtype = source.dtype(source.family.embedding)
-    for name, tensor in router.state_dict().items():
-        yield Planned(name=f"{prefix}.{name}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor]))
+    return router

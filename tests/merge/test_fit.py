@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoTokenizer
 
-from xft.checkpoint import Checkpoint
 from xft.data.example import Example
 from xft.data.prepare import read_pairs
 from xft.families import FAMILIES
 from xft.merge.fit import COEFFICIENTS, FitJob, Merging, fit
 from xft.merge.methods import coefficients
+from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter
 from xft.tune.callbacks import METRICS, MetricsFile
@@ -66,7 +66,7 @@ def test_contraction_gives_the_gradient_of_autograd_through_the_mixed_matrices(
     model_type: str, shared_weight: float, moe_of: Callable[..., Path]
 ) -> None:
     mixture = moe_of(model_type)
-    merging = moved(Merging(Checkpoint(mixture), shared_weight, "learned")).eval()
+    merging = moved(Merging(Mixture(mixture), shared_weight, "learned")).eval()
     reference_LR = merging.logits_LR.detach().clone().requires_grad_()
     for batch in micro_batches():
         merging(**batch).loss.backward()  # accumulates on the merged matrices
@@ -81,7 +81,7 @@ def test_contraction_gives_the_gradient_of_autograd_through_the_mixed_matrices(
 
 
 def test_contraction_starts_anew_with_every_step(tiny_moe: Path) -> None:
-    merging = moved(Merging(Checkpoint(tiny_moe), LAMBDA, "learned")).eval()
+    merging = moved(Merging(Mixture(tiny_moe), LAMBDA, "learned")).eval()
     batch = micro_batches()[0]
     found = []
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_experts_that_are_equal_give_no_gradient(tiny_dense: Path, tmp_path: Pat
     from xft.upcycle import upcycle
 
     upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=3), seed=1)
-    merging = moved(Merging(Checkpoint(tmp_path), LAMBDA, "learned")).eval()
+    merging = moved(Merging(Mixture(tmp_path), LAMBDA, "learned")).eval()
     merging(**micro_batches()[0]).loss.backward()
     merging.contract()
     assert merging.logits_LR.grad is not None
@@ -105,7 +105,7 @@ def test_experts_that_are_equal_give_no_gradient(tiny_dense: Path, tmp_path: Pat
 
 
 def test_the_coefficients_are_the_only_parameters_and_all_that_a_checkpoint_holds(tiny_moe: Path) -> None:
-    merging = Merging(Checkpoint(tiny_moe), LAMBDA, "learned")
+    merging = Merging(Mixture(tiny_moe), LAMBDA, "learned")
     assert [name for name, _ in merging.named_parameters()] == ["logits_LR"]
     assert list(merging.state_dict()) == ["logits_LR"]
     assert merging.logits_LR.shape == (2, 3)
@@ -114,7 +114,7 @@ def test_the_coefficients_are_the_only_parameters_and_all_that_a_checkpoint_hold
 
 
 def test_movement_is_zero_for_the_uniform_merge_and_r_minus_one_for_a_single_expert(tiny_moe: Path) -> None:
-    merging = Merging(Checkpoint(tiny_moe), LAMBDA, "learned")
+    merging = Merging(Mixture(tiny_moe), LAMBDA, "learned")
     assert merging.movement() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         merging.logits_LR[1, 2] = 100.0
@@ -147,7 +147,7 @@ def test_fitting_moves_coefficients_lowers_the_loss_and_changes_nothing_else(
     tiny_moe: Path, pairs: Path, tmp_path: Path
 ) -> None:
     before = {path.name: sha256(path.read_bytes()).hexdigest() for path in tiny_moe.iterdir()}
-    started = Merging(Checkpoint(tiny_moe), 0.2, "learned")
+    started = Merging(Mixture(tiny_moe), 0.2, "learned")
     meter = Meter()
     shares_LR = fit(job(tiny_moe, pairs, tmp_path / "out"), meter)
 
@@ -160,7 +160,7 @@ def test_fitting_moves_coefficients_lowers_the_loss_and_changes_nothing_else(
     assert summary["movement"] == pytest.approx(movement)
     assert summary["rows"] == 10
 
-    fitted = Merging(Checkpoint(tiny_moe), 0.2, "learned")
+    fitted = Merging(Mixture(tiny_moe), 0.2, "learned")
     with torch.no_grad():
         fitted.logits_LR.copy_(shares_LR.log())
     fitted.remix()
@@ -194,7 +194,7 @@ def test_the_logged_loss_is_the_plain_cross_entropy_of_the_responses(
 ) -> None:
     fit(job(tiny_moe, pairs, tmp_path / "out", batch=10, micro_batch=2), Meter())
     first = json.loads((tmp_path / "out" / METRICS).read_text().splitlines()[0])
-    expected = mean_loss(Merging(Checkpoint(tiny_moe), 0.2, "learned"), pairs, tiny_moe)
+    expected = mean_loss(Merging(Mixture(tiny_moe), 0.2, "learned"), pairs, tiny_moe)
     assert first["loss"] == pytest.approx(expected, rel=1e-4)
 
 

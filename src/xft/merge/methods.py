@@ -36,14 +36,20 @@ def coefficients(logits_LR: Tensor) -> Tensor:
     return logits_LR.float().softmax(-1)
 
 
-def mix(shared: Tensor, experts_R: Tensor, shares_R: Tensor, shared_weight: float, out: Tensor | None = None) -> Tensor:
+def mix(
+    shared: Tensor | None, experts_R: Tensor, shares_R: Tensor, shared_weight: float, out: Tensor | None = None
+) -> Tensor:
     """Return `λ W_shared + (1-λ) Σ c_i W_i` in fp32 for stacked experts (R, ...), one expert at a time (XFT, eq. 6).
 
-    `out`, when given, is overwritten and returned.
+    Without a shared expert λ is 0. `out`, when given, is overwritten and returned.
     """
-    mixed = torch.empty(shared.shape, dtype=torch.float32, device=shares_R.device) if out is None else out
-    mixed.copy_(shared)
-    mixed.mul_(shared_weight)
+    mixed = torch.empty(experts_R.shape[1:], dtype=torch.float32, device=shares_R.device) if out is None else out
+    if shared is None:
+        mixed.zero_()
+        shared_weight = 0.0
+    else:
+        mixed.copy_(shared)
+        mixed.mul_(shared_weight)
     for expert, share in zip(experts_R, shares_R.tolist(), strict=True):
         mixed.add_(expert.to(mixed.device), alpha=(1.0 - shared_weight) * share)
     return mixed

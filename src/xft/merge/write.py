@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.merge.methods import mix
+from xft.moe.mixture import Mixture
 from xft.progress import track
 
 
-def dense_config(mixture: Checkpoint) -> dict[str, Any]:
+def dense_config(mixture: Mixture) -> dict[str, Any]:
     """Return config.json of the base's own class and dtype."""
     family = mixture.family
     config = {key: value for key, value in mixture.config.items() if key != "xft"}
-    dtype = mixture.config["xft"]["base_dtype"]
+    dtype = mixture.options["base_dtype"]
     return config | {"model_type": family.model_type, "architectures": [family.model_class], "dtype": dtype}
 
 
-def dense_skeleton(mixture: Checkpoint) -> Any:
+def dense_skeleton(mixture: Mixture) -> Any:
     """Return the dense model in fp32 with the mixture's other weights; its FFNs are not filled."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,15 +41,21 @@ def dense_skeleton(mixture: Checkpoint) -> Any:
     return model
 
 
-def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, out: Path) -> dict[str, float]:
+def write_merged(mixture: Mixture, shares_LR: Tensor, shared_weight: float, out: Path) -> dict[str, float]:
     """Mix in fp32 and write in the base's dtype; return the largest and the mean rounding error of an FFN weight."""
-    dtype: torch.dtype = getattr(torch, mixture.config["xft"]["base_dtype"])
+    dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
     plan: list[Planned] = []
+    ffns = [mixture.family.ffn.format(layer=layer) for layer in range(mixture.layers)]
+    stacks = {
+        mixture.experts_name(layer, projection): (layer, projection)
+        for layer in range(mixture.layers)
+        for projection in mixture.family.projections
+    }
     for name in mixture.names():
-        if ".shared_expert." in name:
-            plan.append(_merged(mixture, name, shares_LR, shared_weight, dtype, rounding))
-        elif ".mlp.experts." not in name and ".mlp.router." not in name:
+        if name in stacks:
+            plan.append(_merged(mixture, *stacks[name], shares_LR, shared_weight, dtype, rounding))
+        elif not any(name.startswith(f"{ffn}.") for ffn in ffns):
             copied = copy_of(mixture, name)
             plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
     with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
@@ -59,18 +66,22 @@ def write_merged(mixture: Checkpoint, shares_LR: Tensor, shared_weight: float, o
 
 
 def _merged(
-    mixture: Checkpoint,
-    name: str,
+    mixture: Mixture,
+    layer: int,
+    projection: str,
     shares_LR: Tensor,
     shared_weight: float,
     dtype: torch.dtype,
     rounding: dict[str, float],
 ) -> Planned:
-    stacked = name.replace(".shared_expert.", ".experts.").removesuffix(".weight")
-    layer = next(n for n in range(mixture.layers) if name.startswith(mixture.family.ffn.format(layer=n) + "."))
+    name = f"{mixture.family.ffn.format(layer=layer)}.{projection}.weight"
 
     def make() -> list[Tensor]:
-        mixed = mix(mixture.read(name), finite(mixture.read(stacked), stacked), shares_LR[layer], shared_weight)
+        shared, experts_R = mixture.experts(layer, projection)
+        finite(experts_R, mixture.experts_name(layer, projection))
+        if shared is not None:
+            finite(shared, str(mixture.shared_name(layer, projection)))
+        mixed = mix(shared, experts_R, shares_LR[layer], shared_weight)
         rounded = finite(mixed, name).to(dtype)
         if dtype != torch.float32:
             error = (mixed - rounded.float()).abs()
@@ -79,4 +90,5 @@ def _merged(
             rounding["weights"] += error.numel()
         return [rounded]
 
-    return Planned(name=name.replace(".shared_expert.", "."), shape=mixture.shape(name), dtype=dtype, make=make)
+    shape = mixture.shape(mixture.experts_name(layer, projection))[1:]
+    return Planned(name=name, shape=tuple(shape), dtype=dtype, make=make)

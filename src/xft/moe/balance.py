@@ -44,9 +44,9 @@ def balance_loss(outputs: list[RouterOutput], mask_T: Tensor) -> Tensor:
 
 
 def _importance(output: RouterOutput, mask_T: Tensor) -> Tensor:
-    scores_TR = torch.zeros_like(output.logits_TR)
-    scores_TR = scores_TR.scatter(1, output.routing.ids_TK, output.routing.scores_TK.float())
-    return (scores_TR * mask_T[:, None]).sum(0)
+    ids_TK, scores_TR = output.routing.ids_TK, output.routing.scores_TR
+    kept_TR = torch.zeros_like(scores_TR).scatter(1, ids_TK, scores_TR.gather(1, ids_TK))
+    return (kept_TR * mask_T[:, None]).sum(0)
 
 
 def _load(output: RouterOutput, mask_T: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ class ExpertHealth:
     """Sum tokens per expert and shared weight per layer over forward passes."""
 
     def __init__(self) -> None:
-        self._counts: Tensor | None = None
+        self.counts: Tensor | None = None
+        """Tokens of each expert, (L, R), since the last `take`."""
         self._shared: Tensor | None = None
         self._tokens = 0
 
@@ -84,19 +85,19 @@ class ExpertHealth:
         """Count one forward pass of all layers; only tokens in `mask_T` count."""
         counts = torch.stack([_counts(output, mask_T) for output in outputs])
         shared = torch.stack([(output.routing.shared_T * mask_T).sum() for output in outputs])
-        self._counts = counts if self._counts is None else self._counts + counts
+        self.counts = counts if self.counts is None else self.counts + counts
         self._shared = shared if self._shared is None else self._shared + shared
         self._tokens += int(mask_T.sum())
 
     def take(self) -> dict[str, Any] | None:
         """Return load shares (layers x routed), mean shared weights and the number of dead experts; start anew."""
-        if self._counts is None or self._shared is None or not self._tokens:
+        if self.counts is None or self._shared is None or not self._tokens:
             return None
-        share = self._counts / self._counts.sum(1, keepdim=True).clamp(min=1)
+        share = self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
         summary = {
             "load": [[round(value, 4) for value in row] for row in share.tolist()],
             "shared_weight": [round(value, 4) for value in (self._shared / self._tokens).tolist()],
-            "dead": int((self._counts == 0).sum()),
+            "dead": int((self.counts == 0).sum()),
         }
         self.__init__()  # type: ignore[misc]
         return summary

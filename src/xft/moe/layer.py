@@ -35,11 +35,13 @@ class Router(nn.Module):
 
     def __init__(self, hidden_size: int, routed: int, keep: int, *, rule: str, gate: str, noise: bool) -> None:
         super().__init__()
-        self.route = ROUTERS[rule].route
+        self.rule = ROUTERS[rule]
         self.keep = keep
         self.hidden = nn.Linear(hidden_size, routed, bias=False) if gate == "mlp" else None
         self.scores = nn.Linear(routed if gate == "mlp" else hidden_size, routed, bias=False)
         self.noise = nn.Linear(hidden_size, routed, bias=False) if noise else None
+        self.bias_R: Tensor | None
+        self.register_buffer("bias_R", torch.zeros(routed) if self.rule.bias else None)
 
     def forward(self, x_TD: Tensor) -> RouterOutput:
         """Route T tokens; noise is added in training only."""
@@ -51,7 +53,8 @@ class Router(nn.Module):
             if self.training and self.noise is not None:
                 std_TR = F.softplus(F.linear(x_TD, self.noise.weight.float())) + NOISE_FLOOR
                 noisy_TR = logits_TR + torch.randn_like(logits_TR) * std_TR
-            return RouterOutput(self.route(noisy_TR, self.keep), logits_TR, noisy_TR, std_TR)
+            bias = () if self.bias_R is None else (self.bias_R,)
+            return RouterOutput(self.rule.route(noisy_TR, self.keep, *bias), logits_TR, noisy_TR, std_TR)
 
 
 class _Dispatch(NamedTuple):
@@ -206,9 +209,12 @@ class Experts(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """Shared expert plus routed experts, in the place of an FFN; `shared_expert` is the family's own FFN module."""
+    """Routed experts, and a shared one unless the router has none, in the place of an FFN.
 
-    def __init__(self, shared_expert: nn.Module, router: Router, experts: Experts) -> None:
+    `shared_expert` is the family's own FFN module.
+    """
+
+    def __init__(self, shared_expert: nn.Module | None, router: Router, experts: Experts) -> None:
         super().__init__()
         self.shared_expert = shared_expert
         self.router = router
@@ -218,7 +224,8 @@ class MoELayer(nn.Module):
         """Mix the experts' outputs; the shape and dtype are the FFN's."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         routing = self.router(x_TD).routing
-        shared_TD = self.shared_expert(x_TD)
-        routed_TD = self.experts(x_TD, routing.ids_TK, routing.routed_TK)
-        mixed_TD: Tensor = shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + routed_TD.to(shared_TD.dtype)
+        mixed_TD: Tensor = self.experts(x_TD, routing.ids_TK, routing.routed_TK)
+        if self.shared_expert is not None:
+            shared_TD = self.shared_expert(x_TD)
+            mixed_TD = shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + mixed_TD.to(shared_TD.dtype)
         return mixed_TD.reshape(x_BSD.shape)

@@ -14,6 +14,7 @@ from transformers import initialization as init
 
 from xft.families import FAMILIES, Family
 from xft.moe.layer import Experts, MoELayer, Router
+from xft.moe.routers import split_counts
 
 
 def register() -> None:
@@ -70,20 +71,16 @@ class MoEConfig:
 
 
 def moe_layer(ffn: nn.Module, config: Any) -> MoELayer:
-    """Put a stock FFN module into a mixture layer as its shared expert; routed experts are not filled."""
+    """Put a stock FFN module into a mixture layer as its shared expert, if any; routed experts are not filled."""
     options = config.xft
-    routed = options["experts"] - 1
+    routed, keep = split_counts(options["router"], options["experts"], options["active"])
     router = Router(
-        config.hidden_size,
-        routed,
-        options["active"] - 1,
-        rule=options["router"],
-        gate=options["gate"],
-        noise=options["gate_noise"],
+        config.hidden_size, routed, keep, rule=options["router"], gate=options["gate"], noise=options["gate_noise"]
     )
     activation = ffn.act_fn
     assert isinstance(activation, nn.Module)
-    return MoELayer(ffn, router, Experts(config.hidden_size, config.intermediate_size, routed, activation))
+    experts = Experts(config.hidden_size, config.intermediate_size, routed, activation)
+    return MoELayer(ffn if router.rule.shared else None, router, experts)
 
 
 @torch.no_grad()
@@ -96,6 +93,8 @@ def initialise(module: nn.Module, std: float) -> None:
                 init.uniform_(linear.weight, -bound, bound)
         if module.noise is not None:
             init.zeros_(module.noise.weight)
+        if module.bias_R is not None:
+            init.zeros_(module.bias_R)
     if isinstance(module, Experts):
         for weight in (module.gate_proj, module.up_proj, module.down_proj):
             init.normal_(weight, mean=0.0, std=std)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from xft.errors import RecipeError
 from xft.registry import Registry
 
 
@@ -20,25 +22,47 @@ class Routing:
     """Weights of one layer for T tokens."""
 
     shared_T: Tensor
-    """Weight of the shared expert."""
+    """Weight of the shared expert; zeros where there is none."""
     routed_TK: Tensor
     """Weights of the kept experts."""
     ids_TK: Tensor
     """Which experts are kept, best first, 0 to R-1."""
-    scores_TK: Tensor
-    """Softmax scores of the kept experts, before normalisation; the balance loss uses them."""
+    scores_TR: Tensor
+    """Scores of all routed experts, before anything is kept or normalised, summing to 1; balance losses use them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterRule:
     """A routing rule and what it promises."""
 
-    route: Callable[[Tensor, int], Routing]
+    route: Callable[..., Routing]
+    """Gets logits (T, R) and K; where there is a `bias`, that (R,) too."""
     preserves_dense: bool
     """Weights sum to 1 for every token, so an upcycled model equals its dense parent."""
+    shared: bool
+    """One expert is shared: always active, beside the routed ones."""
+    least: int = 1
+    """Routed experts that must be kept for the router to learn."""
+    bias: bool = False
+    """A bias for each expert, moved against its load after each step, takes part in the choice of experts."""
 
 
 ROUTERS: Registry[RouterRule] = Registry("router")
+
+
+def split_counts(router: str, experts: int, active: int) -> tuple[int, int]:
+    """Return the numbers of routed experts and of those kept per token; the shared one, if any, is in neither.
+
+    Raises:
+        UnknownNameError: no such router.
+        RecipeError: too few experts are active for this router.
+    """
+    rule = ROUTERS[router]
+    shared = int(rule.shared)
+    if active - shared < rule.least:
+        counted = ", the shared one counted" if shared else ""
+        raise RecipeError(f"active must be at least {rule.least + shared} with the router {router}{counted}")
+    return experts - shared, active - shared
 
 
 def shared_normalized(logits_TR: Tensor, k: int) -> Routing:
@@ -46,17 +70,71 @@ def shared_normalized(logits_TR: Tensor, k: int) -> Routing:
 
     The second softmax is over probabilities, as in the reference code: kept experts are blended almost evenly.
     """
-    top_TK, ids_TK = logits_TR.float().softmax(-1).topk(k, dim=-1)
-    s_max_T1 = top_TK[:, :1]
-    return Routing(1.0 - top_TK[:, 0], top_TK.softmax(-1) * s_max_T1, ids_TK, top_TK)
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(1.0 - top_TK[:, 0], top_TK.softmax(-1) * top_TK[:, :1], ids_TK, p_TR)
 
 
 def shared_renormalized(logits_TR: Tensor, k: int) -> Routing:
     """Give the shared expert `1 - s_max` and split `s_max` among the top k in proportion to their scores."""
-    top_TK, ids_TK = logits_TR.float().softmax(-1).topk(k, dim=-1)
-    s_max_T1 = top_TK[:, :1]
-    return Routing(1.0 - top_TK[:, 0], top_TK / top_TK.sum(-1, keepdim=True) * s_max_T1, ids_TK, top_TK)
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(1.0 - top_TK[:, 0], _shares(top_TK) * top_TK[:, :1], ids_TK, p_TR)
 
 
-ROUTERS.register("shared-normalized")(RouterRule(route=shared_normalized, preserves_dense=True))
-ROUTERS.register("shared-renormalized")(RouterRule(route=shared_renormalized, preserves_dense=True))
+def shared_unnormalized(logits_TR: Tensor, k: int) -> Routing:
+    """Give the shared expert `1 - s_max` and the top k their scores as they are: XFT without its normalisation."""
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(1.0 - top_TK[:, 0], top_TK, ids_TK, p_TR)
+
+
+def softmax_topk(logits_TR: Tensor, k: int) -> Routing:
+    """Keep the top k of a softmax over all experts, as they are (sparse upcycling, arXiv 2212.05055)."""
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(torch.zeros_like(top_TK[:, 0]), top_TK, ids_TK, p_TR)
+
+
+def topk_softmax(logits_TR: Tensor, k: int) -> Routing:
+    """Take a softmax over the top k logits alone (Mixtral, arXiv 2401.04088)."""
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(torch.zeros_like(top_TK[:, 0]), _shares(top_TK), ids_TK, p_TR)
+
+
+def deepseek(logits_TR: Tensor, k: int) -> Routing:
+    """Add the top k of a softmax, as they are, to a shared expert of weight 1 (DeepSeekMoE, eq. 9-11)."""
+    p_TR, top_TK, ids_TK = _softmax_top(logits_TR, k)
+    return Routing(torch.ones_like(top_TK[:, 0]), top_TK, ids_TK, p_TR)
+
+
+def deepseek_sigmoid(logits_TR: Tensor, k: int, bias_R: Tensor) -> Routing:
+    """Choose by sigmoid scores plus a bias, weigh by the scores' shares alone (DeepSeek-V3, arXiv 2412.19437).
+
+    The shared expert has weight 1.
+    """
+    scores_TR = logits_TR.float().sigmoid()
+    ids_TK = (scores_TR + bias_R).topk(k, dim=-1).indices
+    top_TK = scores_TR.gather(1, ids_TK)
+    return Routing(torch.ones_like(top_TK[:, 0]), _shares(top_TK), ids_TK, _shares(scores_TR))
+
+
+def _softmax_top(logits_TR: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the softmax over all experts, its k largest values, and whose they are."""
+    p_TR = logits_TR.float().softmax(-1)
+    return p_TR, *p_TR.topk(k, dim=-1)
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Divide by the sum over the last dimension; the floor lets experts without any score share alike."""
+    return (scores + TINY) / (scores + TINY).sum(-1, keepdim=True)
+
+
+TINY = 1e-20
+
+for _name, _rule in {
+    "shared-normalized": RouterRule(route=shared_normalized, preserves_dense=True, shared=True),
+    "shared-renormalized": RouterRule(route=shared_renormalized, preserves_dense=True, shared=True),
+    "shared-unnormalized": RouterRule(route=shared_unnormalized, preserves_dense=False, shared=True),
+    "softmax-topk": RouterRule(route=softmax_topk, preserves_dense=False, shared=False),
+    "topk-softmax": RouterRule(route=topk_softmax, preserves_dense=True, shared=False, least=2),
+    "deepseek": RouterRule(route=deepseek, preserves_dense=False, shared=True),
+    "deepseek-sigmoid": RouterRule(route=deepseek_sigmoid, preserves_dense=False, shared=True, least=2, bias=True),
+}.items():
+    ROUTERS.register(_name)(_rule)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from xft.errors import RunError
 from xft.eval.metrics import Difference, paired_difference, paired_rates
@@ -86,7 +85,7 @@ def collect(run: Path) -> Report:
         stages=tuple(stages.values()),
         curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
         experts=_experts(run / "moe" / "metrics.jsonl"),
-        merge=_merge(run / "merge" / "learned", stages.get("merge/learned")),
+        merge=_merge(run / "merge" / "learned"),
         proof=_json(run / "upcycle" / "proof.json", _proof),
         data=_json(run / "data" / "summary.json", _data),
         attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
@@ -300,18 +299,19 @@ def _matrix(rows: Any) -> Matrix:
     return matrix
 
 
-def _merge(folder: Path, stage: Stage | None) -> Merge | None:
+def _merge(folder: Path) -> Merge | None:
     path = folder / "coefficients.safetensors"
     if not path.is_file():
         return None
-    with _naming(path):
-        coefficients = _matrix(load_file(path)["coefficients"])
+    with _naming(path), safe_open(path, "np") as file:
+        coefficients = _matrix(file.get_tensor("coefficients"))
+        shared_weight = _number((file.metadata() or {}).get("shared_weight"))
     metrics = folder / "metrics.jsonl"
     with _naming(metrics):
         points = [(float(record["step"]), float(record["movement"])) for record in _lines(metrics)]
     return Merge(
         coefficients=coefficients,
-        shared_weight=_number(stage.config.get("shared_weight")) if stage else None,
+        shared_weight=shared_weight,
         step=tuple(step for step, _ in points),
         movement=tuple(movement for _, movement in points),
     )
@@ -324,6 +324,8 @@ def _proof(tree: dict[str, Any]) -> Proof:
         dense_own_error=float(tree["dense_own_error"]),
         probe_tokens=int(tree["probe_tokens"]),
         negative_control_difference=float(tree["negative_control_difference"]),
+        preserves_dense=bool(tree.get("preserves_dense", True)),
+        divergence=float(tree.get("divergence", 0.0)),
     )
 
 

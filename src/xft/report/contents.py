@@ -100,7 +100,7 @@ class Experts:
     load: Matrix
     """Layers x routed experts: shares of the last step's assignments; each layer sums to 1."""
     shared_weight: tuple[float, ...]
-    """Mean weight of the shared expert, per layer."""
+    """Mean weight of the shared expert, per layer; zeros where there is none."""
     step: tuple[float, ...]
     dead: tuple[float, ...]
     """Experts that received no token, per step."""
@@ -113,7 +113,7 @@ class Merge:
     coefficients: Matrix
     """Layers x routed experts; each layer sums to 1."""
     shared_weight: float | None
-    """Lambda, the shared expert's share of the merged weights."""
+    """Lambda, the shared expert's share of the merged weights; 0 where there is no shared expert."""
     step: tuple[float, ...]
     movement: tuple[float, ...]
     """Largest |R * coefficient - 1| over layers and experts, per step."""
@@ -128,6 +128,10 @@ class Proof:
     dense_own_error: float
     probe_tokens: int
     negative_control_difference: float
+    preserves_dense: bool
+    """Whether the router promises equality."""
+    divergence: float
+    """Mean KL divergence from the dense parent's predictions, nats a token; where equality is not promised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -109,7 +109,9 @@ def _experts(experts: Experts) -> dict[str, Any]:
     dead = plots.Line(tone="moe", x=experts.step, y=experts.dead)
     return {
         "load": plots.load_map(experts.load, label="Share of tokens by routed expert and layer"),
-        "shared": plots.bars(experts.shared_weight, label="Mean weight of the shared expert by layer"),
+        "shared": plots.bars(experts.shared_weight, label="Mean weight of the shared expert by layer")
+        if any(experts.shared_weight)
+        else None,
         "mean_shared": sum(experts.shared_weight) / len(experts.shared_weight),
         "dead": plots.curves([dead], label="Dead experts by step", height=110, whole=True, smooth=False),
         "ever_dead": int(max(experts.dead)),

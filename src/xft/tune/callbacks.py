@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from xft.errors import DivergedError
+from xft.moe.layer import Router
 from xft.progress import Advance, track
 
 METRICS = "metrics.jsonl"
@@ -55,10 +56,12 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Append the step's line."""
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or "loss" not in logs:
             return
         seconds = time.monotonic() - self.began
-        measured = self.measure(seconds)
+        measured = self.measure(seconds)  # in every process, since it starts the counts anew
+        if not state.is_world_process_zero:
+            return
         self.totals["seconds"] = round(self.totals["seconds"] + seconds, 3)
         for key in ("tokens", "positions"):
             self.totals[key] += measured.pop(key, 0)
@@ -68,6 +71,28 @@ class MetricsFile(TrainerCallback):
         }  # fmt: skip
         with self.path.open("a", encoding="utf-8") as sink:
             sink.write(json.dumps(line) + "\n")
+
+
+class BiasBalance(TrainerCallback):
+    """Move the choice bias of each expert against its load after each step (DeepSeek-V3's balance without a loss)."""
+
+    SPEED = 1e-3
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Raise the bias of experts that got less than the mean, lower that of the others."""
+        counts_LR = self.trainer.health.counts
+        if counts_LR is None:
+            return
+        if args.world_size > 1:
+            torch.distributed.all_reduce(counts_LR)
+        routers = [module for module in model.modules() if isinstance(module, Router)]
+        for router, counts_R in zip(routers, counts_LR.float(), strict=True):
+            if router.bias_R is not None:
+                router.bias_R += self.SPEED * (counts_R.mean() - counts_R).sign().to(router.bias_R)
 
 
 def _step(line: str) -> int | None:

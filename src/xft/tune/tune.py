@@ -22,11 +22,11 @@ from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RunError
-from xft.families import MOE_PREFIX
 from xft.memory import keep_heap_warm
+from xft.moe.mixture import is_mixture
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
-from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.callbacks import BiasBalance, DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
 
@@ -111,7 +111,10 @@ def train(job: TuneJob) -> None:
         balance=config.balance,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
-    for callback in (DivergenceGuard(), metrics, ShowProgress(job.label), SaveByClock(config.checkpoint_minutes)):
+    for callback in (
+        DivergenceGuard(), BiasBalance(trainer), metrics, ShowProgress(job.label),
+        SaveByClock(config.checkpoint_minutes),
+    ):  # fmt: skip
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
     if not trainer.is_world_process_zero():
@@ -136,7 +139,7 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
 
     A dense model is written in its checkpoint's dtype; a mixture in fp32, since the merge reads its small differences.
     """
-    mixture = str(source.config["model_type"]).startswith(MOE_PREFIX)
+    mixture = is_mixture(source)
     dtype = torch.float32 if mixture else source.dtype(source.family.embedding)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in source}
     plan = [

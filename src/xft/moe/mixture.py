@@ -1,0 +1,68 @@
+"""A mixture's checkpoint: what its config.json says of experts and router, and where their tensors are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from xft.checkpoint import Checkpoint
+from xft.errors import CheckpointError
+from xft.families import MOE_PREFIX
+from xft.moe.routers import ROUTERS, RouterRule, split_counts
+
+
+class Mixture(Checkpoint):
+    """A folder that `xft upcycle` or `xft tune` wrote."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Open a mixture checkpoint.
+
+        Raises:
+            CheckpointError: it is no mixture, or lacks an expert.
+        """
+        super().__init__(folder)
+        if not is_mixture(self) or "xft" not in self.config:
+            raise CheckpointError(
+                f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`"
+            )
+        for layer in range(self.layers):
+            for projection in self.family.projections:
+                for name in (self.shared_name(layer, projection), self.experts_name(layer, projection)):
+                    if name is not None and name not in self:
+                        raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the mapping `xft` of config.json."""
+        return dict(self.config["xft"])
+
+    @property
+    def rule(self) -> RouterRule:
+        """Return the routing rule."""
+        return ROUTERS[str(self.options["router"])]
+
+    @property
+    def routed(self) -> int:
+        """Return the number of routed experts."""
+        return split_counts(self.options["router"], self.options["experts"], self.options["active"])[0]
+
+    def shared_name(self, layer: int, projection: str) -> str | None:
+        """Name a matrix of the shared expert; None where there is none."""
+        ffn = self.family.ffn.format(layer=layer)
+        return f"{ffn}.shared_expert.{projection}.weight" if self.rule.shared else None
+
+    def experts_name(self, layer: int, projection: str) -> str:
+        """Name the stacked matrices of the routed experts."""
+        return f"{self.family.ffn.format(layer=layer)}.experts.{projection}"
+
+    def experts(self, layer: int, projection: str) -> tuple[Tensor | None, Tensor]:
+        """Return the shared matrix, if any, and the stacked routed ones, (R, ...), backed by the file's pages."""
+        shared = self.shared_name(layer, projection)
+        return None if shared is None else self.read(shared), self.read(self.experts_name(layer, projection))
+
+
+def is_mixture(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is a mixture's."""
+    return str(checkpoint.config.get("model_type")).startswith(MOE_PREFIX)
