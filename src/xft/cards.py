@@ -8,6 +8,7 @@ from typing import Any
 
 from xft import __version__
 from xft.fetch import HUB_NAME
+from xft.merge.methods import Coefficients
 from xft.moe.mixture import Mixture
 
 CARD = "README.md"
@@ -45,7 +46,7 @@ def write_merged_card(
     mixture: Mixture,
     *,
     method: str,
-    shared_weight: float,
+    coefficients: Coefficients,
     prompt: str,
     seed: int,
     data: Sequence[str],
@@ -54,6 +55,10 @@ def write_merged_card(
     """Write the card of a merged dense model; `data` names the pairs that it has learned from."""
     options = mixture.options
     state = "instruction-tuned as a mixture" if tuned else "not tuned as a mixture"
+    shared = ""
+    if coefficients.shared_LP is not None:
+        low, high = (round(float(bound), 4) for bound in coefficients.shared_LP.aminmax())
+        shared = f"| weight of the shared expert | {low if low == high else f'{low} to {high}'} |\n"
     pairs = "\nPairs:\n\n" + "".join(f"- {name}\n" for name in data) if data else ""
     (out / CARD).write_text(
         f"""{_head(options["base"], "model-merging")}
@@ -65,8 +70,7 @@ architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
 | | |
 |---|---|
 | merge method | {method} |
-| weight of the shared expert | {shared_weight} |
-| prompt style | {prompt} |
+{shared}| prompt style | {prompt} |
 | seed | {seed} |
 | coefficients | `coefficients.safetensors` (layers x routed experts) |
 | what made it | `manifest.json` |

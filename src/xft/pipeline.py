@@ -18,13 +18,17 @@ import yaml
 
 from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
-from xft.errors import DataError, FetchError, RunError
+from xft.errors import DataError, FetchError, RecipeError, RunError
 from xft.progress import clock
 from xft.recipe import BenchmarkConfig, EvalConfig, Recipe
 from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manifest, run_stage, set_aside
 
 ASK_SECONDS = 600.0
 RECIPE = "recipe.yaml"
+FITTED = {"shared_weight", "epochs", "lr", "per", "learn_shared_weight", "prior", "loss"}
+"""Keys of the recipe's section merge that the learned coefficients depend on."""
+COMBINED = {"shared_weight", "density", "scale"}
+"""Those that the methods of `also` depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +95,15 @@ def space_needed(recipe: Recipe, out: Path) -> int:
 def _look_up_names(recipe: Recipe) -> None:
     """Look up what the schema leaves open, so that a typo does not end the run after hours."""
     from xft.eval.benchmarks import BENCHMARKS
+    from xft.merge.methods import MERGE_METHODS
     from xft.moe.routers import split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
 
     split_counts(recipe.upcycle.router, recipe.upcycle.experts, recipe.upcycle.active)
+    for method in recipe.merge.also:
+        if MERGE_METHODS[method].weights == "learned" or method == "uniform":
+            raise RecipeError(f"merge.also: {method} is made in every run; name other methods")
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))
@@ -161,7 +169,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     style = _style(recipe, base_folder)
     work = _Work(recipe, out, style)
     train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT
-    merge = recipe.merge.model_dump()
+    merge = recipe.merge.model_dump(include=FITTED)
     shared_weight = {"shared_weight": recipe.merge.shared_weight}
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
@@ -177,7 +185,12 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         Node(name="merge/uniform", config={"method": "uniform", **shared_weight}, after=("moe",), outside={},
              work=work.merge("uniform", train)),
         Node(name="merge/learned", after=("moe", "data"), outside={}, work=work.merge("learned", train),
-             config={"method": "learned", "merge": merge, "tune": tune, "prompt": style, **shared_weight}),
+             config={"method": "learned", "merge": merge, "tune": tune, "prompt": style}),
+        *(
+            Node(name=f"merge/{method}", after=("moe", "base"), outside={}, work=work.merge(method, train),
+                 config={"method": method, **recipe.merge.model_dump(include=COMBINED)})
+            for method in recipe.merge.also
+        ),
     ]  # fmt: skip
     evaluation: EvalConfig = recipe.eval
     scored = {entry.name: _data_hash(entry) for entry in evaluation.benchmarks}
@@ -187,6 +200,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         ("moe", "moe", style),
         ("uniform", "merge/uniform", style),
         ("xft", "merge/learned", style),
+        *((method, f"merge/{method}", style) for method in recipe.merge.also),
     ]
     for row, source, prompt in rows:
         config = {**evaluation.model_dump(exclude={"base_prompts"}), "prompt": prompt, "benchmark_data": scored}
@@ -273,7 +287,7 @@ class _Work:
                 MergeJob(
                     mixture=self.out / "moe", out=folder, method=method, pairs=train, prompt=self.style,
                     seed=self.recipe.seed, tune=self.recipe.tune, merge=self.recipe.merge,
-                    data=[source.path for source in self.recipe.data.sources],
+                    data=[source.path for source in self.recipe.data.sources], base=self.out / "base",
                 ),
                 meter,
             )  # fmt: skip

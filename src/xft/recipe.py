@@ -133,6 +133,31 @@ class MergeConfig(Section):
     """Passes over the training pairs to learn the coefficients."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Peak learning rate of the coefficients (the reference's 1e-5 hardly moves them)."""
+    per: Literal["layer", "matrix"] = "layer"
+    """Learn one set of coefficients a layer, or one for each of its matrices."""
+    learn_shared_weight: bool = False
+    """Learn the weight of the shared expert too, from shared_weight on."""
+    prior: Annotated[float, Field(ge=0)] = 0.01
+    """Pull of the learned weight's logit towards that of shared_weight."""
+    loss: Literal["data", "mixture"] = "data"
+    """Learn from the responses, or from the mixture's own predictions (distillation; holds it in memory too)."""
+    also: list[str] = []
+    """Further methods, names in `xft.merge.methods.MERGE_METHODS`, to make and score beside learned and uniform."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """ties, dare: share of each expert's difference from the base that is kept."""
+    scale: float = 1.0
+    """task-arithmetic, ties, dare: factor of the merged difference."""
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _weight_can_move(self) -> MergeConfig:
+        if self.learn_shared_weight and not 0 < self.shared_weight < 1:
+            raise ValueError(f"learn_shared_weight needs a shared_weight between 0 and 1, got {self.shared_weight}")
+        return self
 
 
 class BenchmarkConfig(Section):

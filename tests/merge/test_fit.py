@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xft.data.example import Example
 from xft.data.prepare import read_pairs
 from xft.families import FAMILIES
-from xft.merge.fit import COEFFICIENTS, FitJob, Merging, fit
-from xft.merge.methods import coefficients
+from xft.merge.fit import FitJob, Merging, fit
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter
@@ -41,18 +40,18 @@ def micro_batches() -> list[dict[str, Tensor]]:
 def moved(merging: Merging, seed: int = 6) -> Merging:
     """Give a merging coefficients that are not uniform."""
     with torch.no_grad():
-        merging.logits_LR.copy_(torch.randn(merging.logits_LR.shape, generator=torch.Generator().manual_seed(seed)))
+        merging.logits_LPR.copy_(torch.randn(merging.logits_LPR.shape, generator=torch.Generator().manual_seed(seed)))
     merging.remix()
     return merging
 
 
-def materialised(merging: Merging, mixture: Path, shared_weight: float, logits_LR: Tensor) -> dict[str, Tensor]:
+def materialised(merging: Merging, mixture: Path, shared_weight: float, logits_LPR: Tensor) -> dict[str, Tensor]:
     """The merged matrices as plain functions of `a`, from the mixture's file: what autograd can go through."""
     tensors = load_file(mixture / "model.safetensors")
     weights = {}
     for layer in range(2):
-        shares_R = torch.softmax(logits_LR[layer], 0)
-        for name in ("gate_proj", "up_proj", "down_proj"):
+        for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
+            shares_R = torch.softmax(logits_LPR[layer, place if logits_LPR.shape[1] > 1 else 0], 0)
             prefix = f"model.layers.{layer}.mlp"
             routed = torch.einsum("r,rij->ij", shares_R, tensors[f"{prefix}.experts.{name}"].float())
             shared = tensors[f"{prefix}.shared_expert.{name}.weight"].float()
@@ -66,29 +65,94 @@ def test_contraction_gives_the_gradient_of_autograd_through_the_mixed_matrices(
     model_type: str, shared_weight: float, moe_of: Callable[..., Path]
 ) -> None:
     mixture = moe_of(model_type)
-    merging = moved(Merging(Mixture(mixture), shared_weight, "learned")).eval()
-    reference_LR = merging.logits_LR.detach().clone().requires_grad_()
+    merging = moved(Merging(Mixture(mixture), MergeConfig(shared_weight=shared_weight))).eval()
+    reference_LR = merging.logits_LPR.detach().clone().requires_grad_()
     for batch in micro_batches():
         merging(**batch).loss.backward()  # accumulates on the merged matrices
         weights = materialised(merging, mixture, shared_weight, reference_LR)
         functional_call(merging.dense, weights, kwargs=batch).loss.backward()
     merging.contract()
-    assert merging.logits_LR.grad is not None
+    assert merging.logits_LPR.grad is not None
     assert reference_LR.grad is not None
     assert (reference_LR.grad.abs().max() > 1e-3) == (shared_weight < 1)
-    torch.testing.assert_close(merging.logits_LR.grad, reference_LR.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(merging.logits_LPR.grad, reference_LR.grad, rtol=1e-3, atol=1e-6)
     assert all(weight.grad is None for _, weight in merging.ffn_weights())  # the next step starts from nothing
 
 
+@pytest.mark.parametrize("per", ["layer", "matrix"])
+@pytest.mark.parametrize("prior", [0.0, 0.5])
+def test_the_gradient_of_a_learned_shared_weight_is_that_of_autograd_with_its_prior(
+    prior: float, per: str, tiny_moe: Path
+) -> None:
+    config = MergeConfig(shared_weight=LAMBDA, learn_shared_weight=True, per=per, prior=prior)
+    merging = moved(Merging(Mixture(tiny_moe), config)).eval()
+    assert merging.shift_LP is not None
+    with torch.no_grad():
+        merging.shift_LP.copy_(torch.linspace(-0.7, 0.4, merging.shift_LP.numel()).view_as(merging.shift_LP))
+    merging.remix()
+    tensors = load_file(tiny_moe / "model.safetensors")
+    logits_LPR, shift_LP = (
+        parameter.detach().clone().requires_grad_() for parameter in (merging.logits_LPR, merging.shift_LP)
+    )
+    weights = {}
+    for layer in range(2):
+        for number, name in enumerate(("gate_proj", "up_proj", "down_proj")):
+            place, prefix = (number if per == "matrix" else 0), f"model.layers.{layer}.mlp"
+            shared_weight = torch.sigmoid(torch.tensor(LAMBDA).logit() + shift_LP[layer, place])
+            shares_R = logits_LPR[layer, place].softmax(-1)
+            routed = torch.einsum("r,rij->ij", shares_R, tensors[f"{prefix}.experts.{name}"])
+            shared = tensors[f"{prefix}.shared_expert.{name}.weight"]
+            weights[f"{prefix}.{name}.weight"] = shared_weight * shared + (1 - shared_weight) * routed
+    batch = micro_batches()[0]
+    (functional_call(merging.dense, weights, kwargs=batch).loss + prior / 2 * shift_LP.square().sum()).backward()
+    merging(**batch).loss.backward()
+    merging.contract()
+    for ours, reference in ((merging.logits_LPR, logits_LPR), (merging.shift_LP, shift_LP)):
+        assert ours.grad is not None
+        assert reference.grad is not None
+        assert reference.grad.abs().max() > 1e-3
+        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_mixture_without_a_shared_expert_is_merged_from_its_routed_ones(tiny_dense: Path, tmp_path: Path) -> None:
+    from xft.recipe import UpcycleConfig
+    from xft.upcycle import upcycle
+
+    upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=2, router="topk-softmax"), seed=1)
+    merging = Merging(Mixture(tmp_path), MergeConfig(learn_shared_weight=True))
+    assert merging.shift_LP is None
+    assert merging.logits_LPR.shape == (2, 1, 4)
+    assert merging.coefficients().shared_LP is None
+
+
+def test_learning_from_the_mixture_lowers_the_divergence_from_its_predictions(
+    tiny_moe: Path, pairs: Path, tmp_path: Path
+) -> None:
+    told = job(tiny_moe, pairs, tmp_path / "out")
+    fit(replace(told, merge=told.merge.model_copy(update={"loss": "mixture", "epochs": 4})), Meter())
+    lines = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
+    rows, _ = encode_all(read_pairs(pairs), AutoTokenizer.from_pretrained(tiny_moe), "chat", 128)
+    batch = Collator(0)(rows)
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_moe).eval()
+    student = Merging(Mixture(tiny_moe), told.merge).eval()
+    kept = batch["labels"][:, 1:] != -100
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        ours, theirs = (model(**inputs).logits[:, :-1][kept].log_softmax(-1) for model in (student, teacher))
+    expected = float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+    assert sum(line["loss"] for line in lines[:2]) / 2 == pytest.approx(expected, rel=0.2)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
 def test_contraction_starts_anew_with_every_step(tiny_moe: Path) -> None:
-    merging = moved(Merging(Mixture(tiny_moe), LAMBDA, "learned")).eval()
+    merging = moved(Merging(Mixture(tiny_moe), MergeConfig(shared_weight=LAMBDA))).eval()
     batch = micro_batches()[0]
     found = []
     for _ in range(2):
         merging(**batch).loss.backward()
         merging.contract()
-        assert merging.logits_LR.grad is not None
-        found.append(merging.logits_LR.grad.clone())
+        assert merging.logits_LPR.grad is not None
+        found.append(merging.logits_LPR.grad.clone())
     assert torch.equal(*found)
 
 
@@ -97,27 +161,27 @@ def test_experts_that_are_equal_give_no_gradient(tiny_dense: Path, tmp_path: Pat
     from xft.upcycle import upcycle
 
     upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=3), seed=1)
-    merging = moved(Merging(Mixture(tmp_path), LAMBDA, "learned")).eval()
+    merging = moved(Merging(Mixture(tmp_path), MergeConfig(shared_weight=LAMBDA))).eval()
     merging(**micro_batches()[0]).loss.backward()
     merging.contract()
-    assert merging.logits_LR.grad is not None
-    assert float(merging.logits_LR.grad.abs().max()) < 1e-6
+    assert merging.logits_LPR.grad is not None
+    assert float(merging.logits_LPR.grad.abs().max()) < 1e-6
 
 
 def test_the_coefficients_are_the_only_parameters_and_all_that_a_checkpoint_holds(tiny_moe: Path) -> None:
-    merging = Merging(Mixture(tiny_moe), LAMBDA, "learned")
-    assert [name for name, _ in merging.named_parameters()] == ["logits_LR"]
-    assert list(merging.state_dict()) == ["logits_LR"]
-    assert merging.logits_LR.shape == (2, 3)
+    merging = Merging(Mixture(tiny_moe), MergeConfig(shared_weight=LAMBDA))
+    assert [name for name, _ in merging.named_parameters()] == ["logits_LPR"]
+    assert list(merging.state_dict()) == ["logits_LPR"]
+    assert merging.logits_LPR.shape == (2, 1, 3)
     trained = {name for name, parameter in merging.dense.named_parameters() if parameter.requires_grad}
     assert trained == {name for layer in range(2) for name in FAMILIES["llama"].ffn_tensors(layer)}
 
 
 def test_movement_is_zero_for_the_uniform_merge_and_r_minus_one_for_a_single_expert(tiny_moe: Path) -> None:
-    merging = Merging(Mixture(tiny_moe), LAMBDA, "learned")
+    merging = Merging(Mixture(tiny_moe), MergeConfig(shared_weight=LAMBDA))
     assert merging.movement() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
-        merging.logits_LR[1, 2] = 100.0
+        merging.logits_LPR[1, 0, 2] = 100.0
     assert merging.movement() == pytest.approx(2, abs=1e-6)
 
 
@@ -147,22 +211,21 @@ def test_fitting_moves_coefficients_lowers_the_loss_and_changes_nothing_else(
     tiny_moe: Path, pairs: Path, tmp_path: Path
 ) -> None:
     before = {path.name: sha256(path.read_bytes()).hexdigest() for path in tiny_moe.iterdir()}
-    started = Merging(Mixture(tiny_moe), 0.2, "learned")
+    started = Merging(Mixture(tiny_moe), MergeConfig(shared_weight=0.2))
     meter = Meter()
-    shares_LR = fit(job(tiny_moe, pairs, tmp_path / "out"), meter)
+    shares_LPR = fit(job(tiny_moe, pairs, tmp_path / "out"), meter).shares_LPR
 
     assert {path.name: sha256(path.read_bytes()).hexdigest() for path in tiny_moe.iterdir()} == before
-    torch.testing.assert_close(shares_LR.sum(1), torch.ones(2))
-    assert torch.equal(load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"], shares_LR)
-    movement = float((shares_LR * 3 - 1).abs().max())
+    torch.testing.assert_close(shares_LPR.sum(-1), torch.ones(2, 1))
+    movement = float((shares_LPR * 3 - 1).abs().max())
     assert movement > 0.1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["movement"] == pytest.approx(movement)
     assert summary["rows"] == 10
 
-    fitted = Merging(Mixture(tiny_moe), 0.2, "learned")
+    fitted = Merging(Mixture(tiny_moe), MergeConfig(shared_weight=0.2))
     with torch.no_grad():
-        fitted.logits_LR.copy_(shares_LR.log())
+        fitted.logits_LPR.copy_(shares_LPR.log())
     fitted.remix()
     assert mean_loss(fitted, pairs, tiny_moe) < mean_loss(started, pairs, tiny_moe) - 0.01
 
@@ -185,7 +248,7 @@ def test_dense_weights_outside_the_ffns_never_move(tiny_moe: Path, monkeypatch: 
         if ".mlp." not in name:
             assert torch.equal(parameter, source[name]), name
             assert parameter.grad is None, name
-    for name, weight in materialised(merging, tiny_moe, 0.2, merging.logits_LR.detach()).items():
+    for name, weight in materialised(merging, tiny_moe, 0.2, merging.logits_LPR.detach()).items():
         torch.testing.assert_close(merging.dense.get_parameter(name).detach(), weight, rtol=1e-5, atol=1e-6)
 
 
@@ -194,7 +257,7 @@ def test_the_logged_loss_is_the_plain_cross_entropy_of_the_responses(
 ) -> None:
     fit(job(tiny_moe, pairs, tmp_path / "out", batch=10, micro_batch=2), Meter())
     first = json.loads((tmp_path / "out" / METRICS).read_text().splitlines()[0])
-    expected = mean_loss(Merging(Mixture(tiny_moe), 0.2, "learned"), pairs, tiny_moe)
+    expected = mean_loss(Merging(Mixture(tiny_moe), MergeConfig(shared_weight=0.2)), pairs, tiny_moe)
     assert first["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -223,16 +286,14 @@ def test_an_interrupted_fit_goes_on_to_what_an_uninterrupted_one_gives_bit_for_b
     tiny_moe: Path, pairs: Path, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fit(job(tiny_moe, pairs, whole), Meter())
+    expected = fit(job(tiny_moe, pairs, whole), Meter())
     for step in (1, 3, 4):  # before the first resume point, and twice with one
         with pytest.MonkeyPatch.context() as patch:
             interrupt_at(step, patch)
             with pytest.raises(Interrupted):
                 fit(job(tiny_moe, pairs, broken, checkpoint_minutes=0), Meter())
-        assert not (broken / COEFFICIENTS).exists()
-    meter = Meter()
-    fit(job(tiny_moe, pairs, broken, checkpoint_minutes=0), meter)
-    assert (broken / COEFFICIENTS).read_bytes() == (whole / COEFFICIENTS).read_bytes()
+    resumed = fit(job(tiny_moe, pairs, broken, checkpoint_minutes=0), Meter())
+    assert torch.equal(resumed.shares_LPR, expected.shares_LPR)
     assert list(lines_without_times(broken)) == list(lines_without_times(whole))
     assert json.loads((broken / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
     assert not (broken / "resume").exists()
@@ -246,5 +307,5 @@ def test_a_resume_point_holds_coefficients_and_no_weights(tiny_moe: Path, pairs:
     (point,) = (tmp_path / "out" / "resume").glob("checkpoint-*")
     assert point.name == "checkpoint-2"
     held = load_file(point / "model.safetensors")
-    assert list(held) == ["logits_LR"]
-    torch.testing.assert_close(coefficients(held["logits_LR"]).sum(1), torch.ones(2))
+    assert list(held) == ["logits_LPR"]
+    assert held["logits_LPR"].shape == (2, 1, 3)

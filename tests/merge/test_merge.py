@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import SINGLE
 from xft.data.example import Example
-from xft.merge.fit import COEFFICIENTS, Merging
-from xft.merge.merge import MergeJob, merge
+from xft.errors import RunError
+from xft.merge.fit import Merging
+from xft.merge.merge import COEFFICIENTS, MergeJob, merge
+from xft.merge.methods import MERGE_METHODS
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter
@@ -39,9 +41,9 @@ def test_the_learned_merge_writes_the_model_that_its_coefficients_describe(tiny_
     merge(job(tiny_moe, tmp_path / "out", "learned"), Meter())
     shares_LR = load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"]
     assert float((shares_LR * 3 - 1).abs().max()) > 0.1
-    merging = Merging(Mixture(tiny_moe), 0.4, "learned").eval()
+    merging = Merging(Mixture(tiny_moe), MergeConfig(shared_weight=0.4)).eval()
     with torch.no_grad():
-        merging.logits_LR.copy_(shares_LR.log())
+        merging.logits_LPR.copy_(shares_LR[:, None].log())
         merging.remix()
         expected = merging(input_ids=IDS).logits
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
@@ -85,3 +87,27 @@ def test_the_model_card_has_licence_data_base_and_method(licensed: bool, tiny_mo
     assert ("see LICENSE.txt beside this file" in card) == licensed
     assert (tmp_path / "out" / "LICENSE.txt").exists() == licensed
     assert ("that of the base model; check it" in card) != licensed
+
+
+@pytest.mark.parametrize("method", sorted(MERGE_METHODS))
+def test_every_method_makes_a_model_and_says_so(method: str, tiny_moe: Path, tiny_dense: Path, tmp_path: Path) -> None:
+    mixture = shutil.copytree(tiny_moe, tmp_path / "moe")
+    loads = [[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]
+    line = {"step": 1, "experts": {"load": loads, "shared_weight": [0.9, 0.9], "dead": 0}}
+    (mixture / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    merge(job(mixture, tmp_path / "out", method, base=tiny_dense), Meter())
+    with torch.no_grad():
+        logits, base = (AutoModelForCausalLM.from_pretrained(at)(IDS).logits for at in (tmp_path / "out", tiny_dense))
+    assert torch.isfinite(logits).all()
+    assert float((logits - base).abs().max()) > 1e-3
+    assert f"| merge method | {method}" in (tmp_path / "out" / "README.md").read_text()
+    if method == "router-weighted":
+        shares_LR = load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"]
+        torch.testing.assert_close(shares_LR, torch.tensor(loads))
+
+
+def test_what_a_method_needs_and_has_not_is_said(tiny_moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"ties combines differences from the dense base; give it with --base"):
+        merge(job(tiny_moe, tmp_path / "out", "ties"), Meter())
+    with pytest.raises(RunError, match=r"metrics\.jsonl: no log of the experts' load"):
+        merge(job(tiny_moe, tmp_path / "other", "router-weighted"), Meter())

@@ -1,125 +1,110 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from xft.errors import UnknownNameError
-from xft.merge.methods import MERGE_METHODS, coefficients, mix
+from xft.merge.combine import Options, linear
+from xft.merge.methods import MERGE_METHODS, Coefficients, MergeMethod, equal_coefficients, save_coefficients
 
-WEIGHTS = [0.0, 0.3, 0.75, 1.0]
-
-
-@pytest.fixture
-def experts_R() -> Tensor:
-    return torch.randn(5, 16, 24, generator=torch.Generator().manual_seed(0))
+WEIGHTS = [None, 0.0, 0.3, 0.75, 1.0]
 
 
-@pytest.fixture
-def shared() -> Tensor:
-    return torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+@pytest.fixture(params=sorted(MERGE_METHODS))
+def method(request: Any) -> MergeMethod:
+    return MERGE_METHODS[request.param]
 
 
-def some_shares(seed: int, routed: int = 5) -> Tensor:
-    return coefficients(3 * torch.randn(1, routed, generator=torch.Generator().manual_seed(seed)))[0]
+def some_weights(shared_weight: float | None, seed: int = 3, experts: int = 5) -> Tensor:
+    routed = experts - (shared_weight is not None)
+    shares_LPR = torch.randn(1, 1, routed, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    shared_LP = None if shared_weight is None else torch.tensor([[shared_weight]])
+    return Coefficients(shares_LPR, shared_LP).of(0, 0)
 
 
-@pytest.mark.parametrize("method", sorted(MERGE_METHODS))
-@pytest.mark.parametrize(("layers", "routed"), [(1, 1), (3, 1), (24, 7)])
-def test_every_method_starts_from_equal_shares_that_sum_to_one(method: str, layers: int, routed: int) -> None:
-    shares_LR = coefficients(MERGE_METHODS[method].initial(layers, routed))
-    torch.testing.assert_close(shares_LR, torch.full((layers, routed), 1 / routed))
+def merged(method: MergeMethod, experts_E: list[Tensor], base: Tensor, weights_E: Tensor, options: Options) -> Tensor:
+    if method.differences is None:
+        return linear(experts_E, weights_E)
+    return method.differences(experts_E, base, weights_E, options)
 
 
-def test_uniform_and_learned_at_its_start_are_the_same_merge(shared: Tensor, experts_R: Tensor) -> None:
-    one, two = (
-        mix(shared, experts_R, coefficients(MERGE_METHODS[name].initial(1, 5))[0], 0.75)
-        for name in ("uniform", "learned")
-    )
-    assert torch.equal(one, two)
-    torch.testing.assert_close(one, 0.75 * shared + 0.25 * experts_R.mean(0))
-
-
-def test_only_the_learned_method_is_trained() -> None:
-    assert {name: method.learned for name, method in MERGE_METHODS.items()} == {"uniform": False, "learned": True}
-
-
-def test_coefficients_are_the_softmax_of_each_layers_logits() -> None:
-    shares_LR = coefficients(torch.tensor([[0.0, 0.0], [4.0, 1.0]]).log().nan_to_num(neginf=0.0))
-    torch.testing.assert_close(shares_LR, torch.tensor([[0.5, 0.5], [0.8, 0.2]]))
+def matrix(seed: int) -> Tensor:
+    return torch.randn(16, 24, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shared_weight", WEIGHTS)
-@pytest.mark.parametrize("seed", range(5))
-def test_merging_identical_experts_returns_the_expert(shared: Tensor, shared_weight: float, seed: int) -> None:
-    mixed = mix(shared, shared.expand(5, -1, -1), some_shares(seed), shared_weight)
-    # Each of the seven roundings (product, five sums, the shares' own sum) is half a unit in the last place at most.
-    torch.testing.assert_close(mixed, shared, rtol=7 * 2**-24, atol=0)
+def test_weights_sum_to_one_and_the_shared_one_comes_first(shared_weight: float | None) -> None:
+    weights_E = some_weights(shared_weight)
+    assert len(weights_E) == 5
+    assert float(weights_E.sum()) == pytest.approx(1)
+    if shared_weight is not None:
+        assert float(weights_E[0]) == pytest.approx(shared_weight)
 
 
-def test_merging_identical_experts_with_exact_shares_returns_the_expert_bit_for_bit(shared: Tensor) -> None:
-    shared, shares = shared.bfloat16().float(), torch.tensor([0.5, 0.25, 0.25])  # every product and sum fits fp32
-    assert torch.equal(mix(shared, shared.expand(3, -1, -1), shares, 0.75), shared)
+@pytest.mark.parametrize("shared_weight", WEIGHTS)
+def test_identical_experts_give_the_expert(method: MergeMethod, shared_weight: float | None) -> None:
+    expert, weights_E = matrix(1), some_weights(shared_weight)
+    found = merged(method, [expert] * 5, matrix(2), weights_E, Options(density=1.0))
+    # A few roundings of half a unit in the last place, of values up to the differences' size
+    torch.testing.assert_close(found, expert, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_experts_that_never_left_the_base_give_the_base(method: MergeMethod, density: float) -> None:
+    base, weights_E = matrix(2), some_weights(0.75)
+    found = merged(method, [base] * 5, base, weights_E, Options(density=density, scale=0.7))
+    torch.testing.assert_close(found, base, rtol=7 * 2**-24, atol=0)
 
 
 @pytest.mark.parametrize("chosen", range(5))
-def test_one_hot_shares_without_the_shared_expert_return_that_expert_bit_for_bit(
-    shared: Tensor, experts_R: Tensor, chosen: int
-) -> None:
-    shares = torch.zeros(5)
-    shares[chosen] = 1.0
-    assert torch.equal(mix(shared, experts_R, shares, 0.0), experts_R[chosen])
+def test_one_hot_weights_give_that_expert(method: MergeMethod, chosen: int) -> None:
+    experts_E, weights_E = [matrix(seed) for seed in range(5)], torch.zeros(5)
+    weights_E[chosen] = 1.0
+    found = merged(method, experts_E, matrix(9), weights_E, Options(density=1.0))
+    if method.differences is None:
+        assert torch.equal(found, experts_E[chosen])
+    torch.testing.assert_close(found, experts_E[chosen], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_shared_weight_of_one_returns_the_shared_expert_bit_for_bit(
-    shared: Tensor, experts_R: Tensor, seed: int
-) -> None:
-    assert torch.equal(mix(shared, experts_R, some_shares(seed), 1.0), shared)
+def test_equal_experts_with_exact_weights_are_given_back_bit_for_bit() -> None:
+    expert = matrix(1).bfloat16().float()  # every product and sum fits fp32
+    assert torch.equal(linear([expert] * 4, torch.tensor([0.75, 0.125, 0.0625, 0.0625])), expert)
 
 
-def test_a_mixture_computed_by_hand() -> None:
-    shared = torch.tensor([[8.0, -4.0]])
-    experts_R = torch.tensor([[[1.0, 2.0]], [[5.0, -6.0]]])
-    # 0.75 * 8 + 0.25 * (0.25 * 1 + 0.75 * 5) = 7; 0.75 * -4 + 0.25 * (0.25 * 2 + 0.75 * -6) = -4
-    mixed = mix(shared, experts_R, torch.tensor([0.25, 0.75]), 0.75)
-    assert mixed.tolist() == [[7.0, -4.0]]
+def test_each_matrix_has_its_own_weights_where_they_are_not_the_layers() -> None:
+    shares_LPR = torch.rand(2, 3, 4).softmax(-1)
+    shared_LP = torch.rand(2, 3)
+    whole = Coefficients(shares_LPR, shared_LP)
+    torch.testing.assert_close(whole.of(1, 2)[1:], (1 - shared_LP[1, 2]) * shares_LPR[1, 2])
+    layers = Coefficients(shares_LPR[:, :1], shared_LP[:, :1])
+    assert all(torch.equal(layers.of(1, projection), whole.of(1, 0)) for projection in range(3))
 
 
-@pytest.mark.parametrize("shared_weight", WEIGHTS)
-def test_mixing_equals_the_sum_in_double_precision(shared: Tensor, experts_R: Tensor, shared_weight: float) -> None:
-    shares = some_shares(3)
-    exact = shared_weight * shared.double() + (1 - shared_weight) * torch.einsum(
-        "r,rij->ij", shares.double(), experts_R.double()
-    )
-    torch.testing.assert_close(mix(shared, experts_R, shares, shared_weight).double(), exact, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("layers", "routed"), [(1, 1), (3, 1), (24, 7)])
+def test_equal_coefficients_are_equal(layers: int, routed: int) -> None:
+    coefficients = equal_coefficients(layers, routed, 0.75)
+    for layer in range(layers):
+        weights_E = coefficients.of(layer, 0)
+        torch.testing.assert_close(weights_E, torch.tensor([0.75, *[0.25 / routed] * routed]))
+    assert len(equal_coefficients(layers, routed, None).of(0, 0)) == routed
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_experts_are_mixed_in_fp32(shared: Tensor, experts_R: Tensor, dtype: torch.dtype) -> None:
-    shared, experts_R = shared.to(dtype), experts_R.to(dtype)
-    mixed = mix(shared, experts_R, some_shares(2), 0.75)
-    assert mixed.dtype == torch.float32
-    assert torch.equal(mixed, mix(shared.float(), experts_R.float(), some_shares(2), 0.75))
-
-
-def test_out_is_overwritten_whatever_it_held_and_the_experts_are_left_alone(shared: Tensor, experts_R: Tensor) -> None:
-    before = shared.clone(), experts_R.clone()
-    out = torch.full((16, 24), float("nan"))
-    assert mix(shared, experts_R, some_shares(1), 0.75, out=out) is out
-    assert torch.equal(out, mix(shared, experts_R, some_shares(1), 0.75))
-    assert torch.equal(shared, before[0])
-    assert torch.equal(experts_R, before[1])
-
-
-def test_shares_of_another_number_of_experts_are_refused(shared: Tensor, experts_R: Tensor) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        mix(shared, experts_R, some_shares(1, routed=4), 0.75)
+def test_saved_coefficients_are_a_row_for_each_set(tmp_path: Path) -> None:
+    shares_LPR, shared_LP = torch.rand(2, 3, 4).softmax(-1), torch.rand(2, 3)
+    save_coefficients(tmp_path / "c.safetensors", Coefficients(shares_LPR, shared_LP))
+    saved = load_file(tmp_path / "c.safetensors")
+    assert torch.equal(saved["coefficients"][3 + 2], shares_LPR[1, 2])
+    assert torch.equal(saved["shared_weight"], shared_LP.flatten())
+    save_coefficients(tmp_path / "c.safetensors", Coefficients(shares_LPR, None))
+    assert set(load_file(tmp_path / "c.safetensors")) == {"coefficients"}
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
-    name: Any = "ties"
-    with pytest.raises(UnknownNameError, match="unknown merge method 'ties'; available: learned, uniform"):
+    name: Any = "tie"
+    with pytest.raises(UnknownNameError, match=r"unknown merge method 'tie'; .*; did you mean 'ties'\?"):
         MERGE_METHODS[name]

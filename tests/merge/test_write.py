@@ -20,15 +20,15 @@ from xft.checkpoint import SINGLE, Checkpoint
 from xft.errors import CheckpointError
 from xft.families import FAMILIES
 from xft.merge.fit import Merging
-from xft.merge.methods import coefficients
+from xft.merge.methods import Coefficients
 from xft.merge.write import write_merged
 from xft.moe.mixture import Mixture
-from xft.recipe import UpcycleConfig
+from xft.recipe import MergeConfig, UpcycleConfig
 from xft.upcycle import upcycle
 
 LAMBDA = 0.6
 IDS = torch.arange(3, 43).reshape(2, 20)
-SHARES = coefficients(torch.randn(2, 3, generator=torch.Generator().manual_seed(6)))
+SHARES = torch.randn(2, 3, generator=torch.Generator().manual_seed(6)).softmax(-1)
 
 PLAIN = """
 import json, sys
@@ -102,16 +102,16 @@ def merged(moe_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def merging_with(mixture: Path, shares_LR: Tensor = SHARES) -> Merging:
-    merging = Merging(Mixture(mixture), LAMBDA, "learned")
+    merging = Merging(Mixture(mixture), MergeConfig(shared_weight=LAMBDA))
     with torch.no_grad():
-        merging.logits_LR.copy_(shares_LR.log())
+        merging.logits_LPR.copy_(shares_LR[:, None].log())
     merging.remix()
     return merging.eval()
 
 
 def written(mixture: Path, out: Path, shares_LR: Tensor = SHARES) -> dict[str, float]:
     out.mkdir()
-    return write_merged(Mixture(mixture), shares_LR, LAMBDA, out)
+    return write_merged(Mixture(mixture), Coefficients(shares_LR[:, None], torch.full((2, 1), LAMBDA)), out)
 
 
 @pytest.mark.parametrize("name", [*sorted(FAMILIES), "tied llama", "tied qwen2"])
@@ -141,7 +141,8 @@ def test_a_16_bit_base_gets_its_dtype_back_and_differs_by_the_rounding_that_is_r
     errors = []
     with torch.no_grad():
         for (layer, projection), weight in merging.ffn_weights():
-            stored = tensors[f"model.layers.{layer}.mlp.{projection}.weight"]
+            kind = ("gate_proj", "up_proj", "down_proj")[projection]
+            stored = tensors[f"model.layers.{layer}.mlp.{kind}.weight"]
             torch.testing.assert_close(stored, weight.to(stored.dtype), rtol=2**-7, atol=0)
             errors.append((stored.float() - weight).abs().flatten())
             weight.copy_(stored)

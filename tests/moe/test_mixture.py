@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
-from xft.merge.methods import MERGE_METHODS, coefficients
+from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.mixture import Mixture, is_mixture
 from xft.moe.routers import ROUTERS
@@ -34,9 +34,8 @@ def mixture(request: pytest.FixtureRequest, tiny_dense: Path, tmp_path: Path) ->
 def test_a_mixture_has_a_shared_expert_only_where_its_router_has_one(mixture: Mixture) -> None:
     assert is_mixture(mixture)
     assert any(".shared_expert." in name for name in mixture.names()) == mixture.rule.shared
-    shared, experts_R = mixture.experts(1, "down_proj")
-    assert (shared is not None) == mixture.rule.shared
-    assert len(experts_R) == mixture.routed == (3 if mixture.rule.shared else 4)
+    assert len(mixture.experts(1, "down_proj")) == 4
+    assert mixture.routed == (3 if mixture.rule.shared else 4)
     model = AutoModelForCausalLM.from_pretrained(mixture.folder)
     layer = model.model.layers[0].mlp
     assert (layer.shared_expert is not None) == mixture.rule.shared
@@ -67,8 +66,8 @@ def mean_divergence(dense: Path, mixture: Path) -> float:
 def test_merging_the_fresh_mixture_gives_the_base_back(mixture: Mixture, tiny_dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     out.mkdir()
-    shares_LR = coefficients(MERGE_METHODS["uniform"].initial(mixture.layers, mixture.routed))
-    write_merged(mixture, shares_LR, 0.75, out)
+    shared_weight = 0.75 if mixture.rule.shared else None
+    write_merged(mixture, equal_coefficients(mixture.layers, mixture.routed, shared_weight), out)
     base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_dense, out))
     assert base.keys() == merged.keys()
     for name, tensor in base.items():

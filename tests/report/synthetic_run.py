@@ -183,7 +183,8 @@ def write_training(run: Path, steps: int = 320, merge_steps: int = 80) -> None:
         ],
     )
     path = run / "merge/learned/coefficients.safetensors"
-    save_file({"coefficients": weights.astype(np.float32)}, path, metadata={"shared_weight": "0.75"})
+    shared_weight = np.full(len(weights), 0.75, dtype=np.float32)
+    save_file({"coefficients": weights.astype(np.float32), "shared_weight": shared_weight}, path)
     write_json(
         run / "upcycle/proof.json",
         {

@@ -139,7 +139,8 @@ def merge(
     out: Out,
     more: More = None,
     data: Data = None,
-    method: Annotated[str, typer.Option(help="learned or uniform.")] = "learned",
+    method: Annotated[str, typer.Option(help="Merge method; an unknown name lists them.")] = "learned",
+    base: Annotated[str | None, typer.Option(help="The dense parent, for task-arithmetic, ties and dare.")] = None,
     shared_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the shared expert (lambda).")] = 0.75,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Pairs per optimiser step.")] = 64,
@@ -150,20 +151,23 @@ def merge(
     seed: Seed = 42,
     column: Column = None,
     skip_bad: SkipBad = False,
+    settings: Set = None,
 ) -> None:
     """Merge a mixture's experts back into a dense model of the base's own architecture."""
     from xft.recipe import MergeConfig, TuneConfig
 
-    config = options.section(MergeConfig, None, shared_weight=shared_weight, epochs=epochs, lr=lr)
+    config = options.section(MergeConfig, settings, shared_weight=shared_weight, epochs=epochs, lr=lr)
     sizes = options.section(TuneConfig, None, batch=batch, micro_batch=micro_batch, max_length=max_length)
     options.need_training()
+    from xft.base import resolve_base
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
     from xft.merge.methods import MERGE_METHODS
     from xft.moe.mixture import Mixture
     from xft.stage import folder_digest
 
-    learned = MERGE_METHODS[method].learned
+    learned = MERGE_METHODS[method].weights == "learned"
+    parent = resolve_base(base) if base else None
     sources = options.sources_of(data, more, column) if learned or data else []
     mixture = Mixture(moe)
     style = options.style_of(prompt, mixture.folder)
@@ -173,7 +177,7 @@ def merge(
         work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
-                merge=config, data=[source.path for source in sources],
+                merge=config, data=[source.path for source in sources], base=parent,
             ),
             meter,
         )  # fmt: skip
@@ -181,8 +185,9 @@ def merge(
             pairs.unlink()
 
     inputs = {"moe": folder_digest(mixture.folder)} | options.digests(sources)
-    settings = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
-    options.finish(out, "merge", settings | {"shared_weight": shared_weight}, inputs, work, seed)
+    inputs |= {"base": folder_digest(parent)} if parent else {}
+    made = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
+    options.finish(out, "merge", made, inputs, work, seed)
 
 
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:

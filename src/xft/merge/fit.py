@@ -2,9 +2,10 @@
 
 The logits `a` are constant within an optimiser step, so the merged matrices are too. They are mixed before the step,
 their gradient accumulates over its micro-batches, and dL/da_i follows from one inner product with each expert:
-dL/dc_i = (1-λ) <dL/dW, W_i>, then through the softmax. No expert ever has a gradient or a second copy.
+dL/dc_i = (1-λ) <dL/dW, W_i>, then through the softmax, and dL/dλ = <dL/dW, W_shared - Σ c_i W_i>. No expert ever has a
+gradient or a second copy.
 
-Shapes: L layers, R routed experts.
+Shapes: L layers, P projections with coefficients of their own (1: they share them), R routed experts, E all experts.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.families import Family
 from xft.memory import keep_heap_warm
-from xft.merge.methods import MERGE_METHODS, coefficients, mix
+from xft.merge.combine import linear
+from xft.merge.methods import Coefficients
 from xft.merge.write import dense_skeleton
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
@@ -34,26 +35,29 @@ from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, training_arguments
 from xft.tune.tune import RESUME, quiet
 
-COEFFICIENTS = "coefficients.safetensors"
-
 
 class Merging(nn.Module):
-    """A dense model with mixed FFNs, whose only parameters are the logits `a`, (L, R)."""
+    """A dense model with mixed FFNs, whose only parameters are the logits `a`, and those of λ where it is learned."""
 
     dense: Any
 
-    def __init__(self, mixture: Mixture, shared_weight: float, method: str) -> None:
+    def __init__(self, mixture: Mixture, config: MergeConfig) -> None:
         super().__init__()
         family: Family = mixture.family
-        self.mixture, self.family = mixture, family
-        self.shared_weight = shared_weight if mixture.rule.shared else 0.0
+        self.mixture, self.family, self.prior = mixture, family, config.prior
         self.grad_norm = 0.0
         """Of the last contraction; the Trainer measures its own before there is a gradient."""
-        self.logits_LR = nn.Parameter(MERGE_METHODS[method].initial(mixture.layers, mixture.routed))
+        places = len(family.projections) if config.per == "matrix" else 1
+        self.logits_LPR = nn.Parameter(torch.ones(mixture.layers, places, mixture.routed))  # as in the reference
+        shared_LP = torch.full((mixture.layers, places), config.shared_weight)
+        self.fixed_LP = shared_LP if mixture.rule.shared else None
+        learned = config.learn_shared_weight and self.fixed_LP is not None
+        # Logits of λ, as their distance from those of the fixed value
+        self.shift_LP = nn.Parameter(torch.zeros_like(shared_LP)) if learned else None
         dense = dense_skeleton(mixture)
         for parameter in dense.parameters():
             parameter.requires_grad_(False)
-        # Kept out of the module tree: the Trainer must see, save and optimise `a` alone.
+        # Kept out of the module tree: the Trainer must see, save and optimise the coefficients alone.
         object.__setattr__(self, "dense", dense)
         self.config = dense.config
         for _, weight in self.ffn_weights():
@@ -70,42 +74,62 @@ class Merging(nn.Module):
         head: nn.Module = self.dense.get_output_embeddings()
         return head
 
-    def ffn_weights(self) -> list[tuple[tuple[int, str], nn.Parameter]]:
-        """Return the merged matrices with their layer and projection."""
-        found: list[tuple[tuple[int, str], nn.Parameter]] = []
+    def ffn_weights(self) -> list[tuple[tuple[int, int], nn.Parameter]]:
+        """Return the merged matrices with their layer and the number of their projection."""
+        found: list[tuple[tuple[int, int], nn.Parameter]] = []
         for layer in range(self.mixture.layers):
             ffn = self.dense.get_submodule(self.family.ffn.format(layer=layer))
-            found += [((layer, name), ffn.get_submodule(name).weight) for name in self.family.projections]
+            found += [((layer, n), ffn.get_submodule(name).weight) for n, name in enumerate(self.family.projections)]
         return found
 
     @torch.no_grad()
+    def coefficients(self) -> Coefficients:
+        """Return the present coefficients, on the CPU."""
+        shared_LP = self.fixed_LP
+        if shared_LP is not None and self.shift_LP is not None:
+            shared_LP = (shared_LP.logit() + self.shift_LP.cpu()).sigmoid()
+        return Coefficients(self.logits_LPR.detach().float().softmax(-1).cpu(), shared_LP)
+
+    @torch.no_grad()
     def remix(self) -> None:
-        """Overwrite the merged matrices with the mix that the present `a` gives."""
-        shares_LR = coefficients(self.logits_LR.detach())
-        for (layer, name), weight in self.ffn_weights():
-            mix(*self.mixture.experts(layer, name), shares_LR[layer], self.shared_weight, out=weight.data)
+        """Overwrite the merged matrices with the mix that the present coefficients give."""
+        coefficients = self.coefficients()
+        for (layer, projection), weight in self.ffn_weights():
+            linear(self._experts(layer, projection), coefficients.of(layer, projection), out=weight.data)
 
     @torch.no_grad()
     def contract(self) -> None:
-        """Turn the merged matrices' gradients into the gradient of `a`, and drop them."""
-        shares_LR = coefficients(self.logits_LR.detach())
-        inner_LR = torch.zeros_like(shares_LR)
-        for (layer, name), weight in self.ffn_weights():
+        """Turn the merged matrices' gradients into those of the coefficients' logits, and drop them."""
+        coefficients = self.coefficients()
+        shares_LPR, shared_LP = coefficients.shares_LPR, coefficients.shared_LP
+        places = shares_LPR.shape[1]
+        inner_LPE = torch.zeros(*shares_LPR.shape[:2], shares_LPR.shape[2] + (shared_LP is not None))
+        for (layer, projection), weight in self.ffn_weights():
             if weight.grad is None:
                 continue
-            _, experts_R = self.mixture.experts(layer, name)
             gradient = weight.grad.reshape(-1)
-            for number, expert in enumerate(experts_R):
-                inner_LR[layer, number] += torch.dot(gradient, expert.reshape(-1).to(gradient))
+            for number, expert in enumerate(self._experts(layer, projection)):
+                inner = torch.dot(gradient, expert.reshape(-1).to(gradient))
+                inner_LPE[layer, projection if places > 1 else 0, number] += float(inner)
             weight.grad = None
-        inner_LR *= 1.0 - self.shared_weight
-        mean_L1 = (shares_LR * inner_LR).sum(1, keepdim=True)
-        self.logits_LR.grad = shares_LR * (inner_LR - mean_L1)
-        self.grad_norm = float(self.logits_LR.grad.norm())
+        inner_LPR = inner_LPE[..., -shares_LPR.shape[2] :]
+        mean_LP = (shares_LPR * inner_LPR).sum(-1)
+        routed_LP = 1.0 if shared_LP is None else 1.0 - shared_LP[..., None]
+        gradient_LPR = routed_LP * shares_LPR * (inner_LPR - mean_LP[..., None])
+        self.logits_LPR.grad = gradient_LPR.to(self.logits_LPR)
+        if shared_LP is not None and self.shift_LP is not None:
+            slope_LP = shared_LP * (1.0 - shared_LP) * (inner_LPE[..., 0] - mean_LP)
+            self.shift_LP.grad = slope_LP.to(self.shift_LP) + self.prior * self.shift_LP
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def _experts(self, layer: int, projection: int) -> list[Tensor]:
+        return self.mixture.experts(layer, self.family.projections[projection])
 
     def movement(self) -> float:
         """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""
-        return float((coefficients(self.logits_LR.detach()) * self.logits_LR.shape[1] - 1).abs().max())
+        shares_LPR = self.coefficients().shares_LPR
+        return float((shares_LPR * shares_LPR.shape[-1] - 1).abs().max())
 
 
 class Contraction(TrainerCallback):
@@ -119,10 +143,8 @@ class Contraction(TrainerCallback):
         self.merging.remix()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Contract once a step; gradients of several processes are averaged."""
+        """Contract once a step."""
         self.merging.contract()
-        if args.world_size > 1:
-            torch.distributed.all_reduce(self.merging.logits_LR.grad, op=torch.distributed.ReduceOp.AVG)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mix once a step."""
@@ -143,8 +165,8 @@ class FitJob:
     label: str = "merge"
 
 
-def fit(job: FitJob, meter: Meter) -> Tensor:
-    """Learn the coefficients on the pairs and write them to the job's folder; return them, (L, R)."""
+def fit(job: FitJob, meter: Meter) -> Coefficients:
+    """Learn the coefficients on the pairs; write metrics and summary into the job's folder."""
     quiet()
     keep_heap_warm()
     source = Mixture(job.mixture)
@@ -153,7 +175,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     order = training_order(rows, epochs=job.merge.epochs, batch=job.tune.batch, seed=job.seed)
     dtype = compute_dtype(job.tune.precision)
     set_seed(job.seed)
-    merging = Merging(source, job.merge.shared_weight, "learned")
+    merging = Merging(source, job.merge)
     steps = -(-len(order) // job.tune.batch)
     config = job.tune.model_copy(update={"optimizer": "adamw", "clip": 0.0, "gradient_checkpointing": False})
     arguments = training_arguments(
@@ -161,8 +183,13 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     )
     merging.to(arguments.device)
     merging.dense.to(arguments.device)
+    teacher = None
+    if job.merge.loss == "mixture":
+        teacher = AutoModelForCausalLM.from_pretrained(job.mixture, dtype=dtype).eval().requires_grad_(False)
+        teacher.to(arguments.device)
     trainer = ResponseTrainer(
         model=merging,
+        teacher=teacher,
         args=arguments,
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
@@ -179,8 +206,7 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     ):  # fmt: skip
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
-    shares_LR = coefficients(merging.logits_LR.detach()).cpu()
-    save_coefficients(job.out, shares_LR, merging.shared_weight)
+    coefficients = merging.coefficients()
     cost = count(merging.dense)
     positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])
     mean_length = sum(len(row.tokens) for row in rows) / len(rows)
@@ -188,10 +214,4 @@ def fit(job: FitJob, meter: Meter) -> Tensor:
     meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
     write_json(job.out / "summary.json", counts | {"steps": steps, "movement": merging.movement()})
     shutil.rmtree(job.out / RESUME, ignore_errors=True)
-    return shares_LR
-
-
-def save_coefficients(out: Path, shares_LR: Tensor, shared_weight: float) -> None:
-    """Write coefficients.safetensors: the routed experts' shares, (L, R), and lambda in its metadata."""
-    metadata = {"shared_weight": repr(shared_weight)}
-    save_file({"coefficients": shares_LR.contiguous()}, out / COEFFICIENTS, metadata=metadata)
+    return coefficients

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from xft.cards import write_merged_card
-from xft.merge.fit import FitJob, fit, save_coefficients
-from xft.merge.methods import MERGE_METHODS, coefficients
-from xft.merge.write import write_merged
+from xft.checkpoint import Checkpoint
+from xft.errors import RunError
+from xft.merge.combine import Options
+from xft.merge.fit import FitJob, fit
+from xft.merge.methods import MERGE_METHODS, Coefficients, MergeMethod, equal_coefficients, save_coefficients
+from xft.merge.write import Differences, write_merged
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import METRICS
+
+COEFFICIENTS = "coefficients.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,8 @@ class MergeJob:
     merge: MergeConfig
     data: list[str]
     """The data's names, for the card."""
+    base: Path | None = None
+    """The dense parent; needed by methods that combine differences from it."""
 
 
 def merge(job: MergeJob, meter: Meter) -> None:
@@ -37,27 +48,65 @@ def merge(job: MergeJob, meter: Meter) -> None:
 
     Raises:
         CheckpointError: not a mixture, or one with missing or damaged tensors.
+        RunError: the method needs the dense base, or the mixture's training log, and it is not there.
         DivergedError: a loss or gradient that is not finite.
     """
-    mixture = Mixture(job.mixture)
-    method = MERGE_METHODS[job.method]
-    shared_weight = job.merge.shared_weight if mixture.rule.shared else 0.0
-    if method.learned:
+    mixture, method = Mixture(job.mixture), MERGE_METHODS[job.method]
+    differences = None
+    if method.differences:
+        if job.base is None:
+            raise RunError(f"{job.method} combines differences from the dense base; give it with --base")
+        options = Options(density=job.merge.density, scale=job.merge.scale, seed=job.seed)
+        differences = Differences(combine=method.differences, base=Checkpoint(job.base), options=options)
+    coefficients = _coefficients(job, mixture, meter)
+    save_coefficients(job.out / COEFFICIENTS, coefficients)
+    rounding = write_merged(mixture, coefficients, job.out, differences)
+    write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
+    write_merged_card(
+        job.out, mixture, method=_described(job, method), coefficients=coefficients, prompt=job.prompt, seed=job.seed,
+        data=job.data, tuned=(job.mixture / METRICS).is_file(),
+    )  # fmt: skip
+
+
+def _coefficients(job: MergeJob, mixture: Mixture, meter: Meter) -> Coefficients:
+    source = MERGE_METHODS[job.method].weights
+    if source == "learned":
         if job.pairs is None:
             raise ValueError("a learned merge needs pairs")
-        shares_LR = fit(
+        return fit(
             FitJob(
                 mixture=job.mixture, pairs=job.pairs, out=job.out, prompt=job.prompt, seed=job.seed, tune=job.tune,
                 merge=job.merge, label=f"merge ({job.method})",
             ),
             meter,
         )  # fmt: skip
-    else:
-        shares_LR = coefficients(method.initial(mixture.layers, mixture.routed))
-        save_coefficients(job.out, shares_LR, shared_weight)
-    rounding = write_merged(mixture, shares_LR, shared_weight, job.out)
-    write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
-    write_merged_card(
-        job.out, mixture, method=job.method, shared_weight=shared_weight, prompt=job.prompt, seed=job.seed,
-        data=job.data, tuned=(job.mixture / METRICS).is_file(),
-    )  # fmt: skip
+    shared_weight = job.merge.shared_weight if mixture.rule.shared else None
+    coefficients = equal_coefficients(mixture.layers, mixture.routed, shared_weight)
+    return replace(coefficients, shares_LPR=_loads(mixture)[:, None]) if source == "load" else coefficients
+
+
+def _loads(mixture: Mixture) -> Tensor:
+    """Return each routed expert's share of its layer's tokens, (L, R), the mean over the steps of the training.
+
+    Raises:
+        RunError: the training's log is not there.
+    """
+    path = mixture.folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    loads = [line["experts"]["load"] for line in map(json.loads, lines) if line.get("experts")]
+    if not loads:
+        raise RunError(f"{path}: no log of the experts' load; this method merges what `xft tune` has tuned")
+    mean_LR = torch.tensor(loads).mean(0)
+    return mean_LR / mean_LR.sum(1, keepdim=True)
+
+
+def _described(job: MergeJob, method: MergeMethod) -> str:
+    """Return the method's name with the options that it heeds."""
+    config = job.merge
+    said: dict[str, object] = {}
+    if method.weights == "learned":
+        said = {"per": config.per, "loss": config.loss, "learn_shared_weight": config.learn_shared_weight}
+    if method.differences:
+        said = {"density": config.density, "scale": config.scale}
+    options = ", ".join(f"{name} {value}" for name, value in said.items())
+    return f"{job.method} ({options})" if options else job.method

@@ -1,55 +1,72 @@
-"""MERGE_METHODS: where the coefficients of the routed experts come from; and the mixing itself.
+"""MERGE_METHODS: which weights the experts get, and how the weighted experts become one matrix.
 
 To add a method, register a `MergeMethod` here; `tests/merge/test_methods.py` then checks its laws.
 
-Shapes: L layers, R routed experts.
+Shapes: L layers, P projections of an FFN, R routed experts, E all experts (the shared one first, where there is one).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from xft.merge.combine import Options, dare, task_arithmetic, ties
 from xft.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeMethod:
-    """A way to choose coefficients."""
+    """A way to turn experts into one FFN."""
 
-    initial: Callable[[int, int], Tensor]
-    """Give the logits `a`, (L, R), that a merge starts from."""
-    learned: bool
-    """Train the logits on the language-model loss before mixing."""
+    weights: Literal["equal", "load", "learned"]
+    """Where the routed experts' shares come from: alike, by the tokens each one got in training, or by training."""
+    differences: Callable[[Sequence[Tensor], Tensor, Tensor, Options], Tensor] | None = None
+    """Combines differences from the dense parent, which must be given then; None for a plain sum."""
 
 
 MERGE_METHODS: Registry[MergeMethod] = Registry("merge method")
-MERGE_METHODS.register("uniform")(MergeMethod(initial=torch.ones, learned=False))
-MERGE_METHODS.register("learned")(MergeMethod(initial=torch.ones, learned=True))  # ones, as in the reference
+MERGE_METHODS.register("uniform")(MergeMethod(weights="equal"))
+MERGE_METHODS.register("learned")(MergeMethod(weights="learned"))
+MERGE_METHODS.register("router-weighted")(MergeMethod(weights="load"))
+MERGE_METHODS.register("task-arithmetic")(MergeMethod(weights="equal", differences=task_arithmetic))
+MERGE_METHODS.register("ties")(MergeMethod(weights="equal", differences=ties))
+MERGE_METHODS.register("dare")(MergeMethod(weights="equal", differences=dare))
 
 
-def coefficients(logits_LR: Tensor) -> Tensor:
-    """Return the routed experts' shares, (L, R); each row sums to 1."""
-    return logits_LR.float().softmax(-1)
+@dataclass(frozen=True)
+class Coefficients:
+    """The experts' weights in every matrix of a model; P is 1 where the matrices of a layer share them."""
+
+    shares_LPR: Tensor
+    """Shares of the routed experts; they sum to 1."""
+    shared_LP: Tensor | None
+    """Weight of the shared expert (λ); None where there is none."""
+
+    def of(self, layer: int, projection: int) -> Tensor:
+        """Return the weights of all experts in one matrix, (E,): λ, and `(1-λ) c_i` for the routed (XFT, eq. 6)."""
+        place = projection if self.shares_LPR.shape[1] > 1 else 0
+        shares_R = self.shares_LPR[layer, place].float()
+        if self.shared_LP is None:
+            return shares_R
+        shared = self.shared_LP[layer, place].float()
+        return torch.cat([shared[None], (1.0 - shared) * shares_R])
 
 
-def mix(
-    shared: Tensor | None, experts_R: Tensor, shares_R: Tensor, shared_weight: float, out: Tensor | None = None
-) -> Tensor:
-    """Return `λ W_shared + (1-λ) Σ c_i W_i` in fp32 for stacked experts (R, ...), one expert at a time (XFT, eq. 6).
+def equal_coefficients(layers: int, routed: int, shared_weight: float | None) -> Coefficients:
+    """Return the coefficients of a merge that knows nothing of its experts."""
+    shared_LP = None if shared_weight is None else torch.full((layers, 1), shared_weight)
+    return Coefficients(torch.full((layers, 1, routed), 1.0 / routed), shared_LP)
 
-    Without a shared expert λ is 0. `out`, when given, is overwritten and returned.
-    """
-    mixed = torch.empty(experts_R.shape[1:], dtype=torch.float32, device=shares_R.device) if out is None else out
-    if shared is None:
-        mixed.zero_()
-        shared_weight = 0.0
-    else:
-        mixed.copy_(shared)
-        mixed.mul_(shared_weight)
-    for expert, share in zip(experts_R, shares_R.tolist(), strict=True):
-        mixed.add_(expert.to(mixed.device), alpha=(1.0 - shared_weight) * share)
-    return mixed
+
+def save_coefficients(path: Path, coefficients: Coefficients) -> None:
+    """Write `coefficients`, (L*P, R), and `shared_weight`, (L*P,), as safetensors."""
+    tensors = {"coefficients": coefficients.shares_LPR.flatten(0, 1).float().contiguous()}
+    if coefficients.shared_LP is not None:
+        tensors["shared_weight"] = coefficients.shared_LP.flatten().float().contiguous()
+    save_file(tensors, path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
-from xft.merge.methods import mix
+from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.merge.combine import Options, linear
+from xft.merge.methods import Coefficients
 from xft.moe.mixture import Mixture
 from xft.progress import track
 
@@ -41,47 +46,50 @@ def dense_skeleton(mixture: Mixture) -> Any:
     return model
 
 
-def write_merged(mixture: Mixture, shares_LR: Tensor, shared_weight: float, out: Path) -> dict[str, float]:
-    """Mix in fp32 and write in the base's dtype; return the largest and the mean rounding error of an FFN weight."""
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """A method that combines the experts' differences from their dense parent."""
+
+    combine: Callable[[Sequence[Tensor], Tensor, Tensor, Options], Tensor]
+    base: Checkpoint
+    options: Options
+
+    def combined(self, name: str, experts_E: Sequence[Tensor], weights_E: Tensor) -> Tensor:
+        """Return a merged matrix; what is dropped at random depends on the seed and the matrix's name."""
+        seeded = replace(self.options, seed=self.options.seed + zlib.crc32(name.encode()))
+        return self.combine(experts_E, finite(self.base.read(name), name), weights_E, seeded)
+
+
+def write_merged(
+    mixture: Mixture,
+    coefficients: Coefficients,
+    out: Path,
+    differences: Differences | None = None,
+) -> dict[str, float]:
+    """Merge in fp32 and write in the base's dtype; return the largest and the mean rounding error of an FFN weight.
+
+    `differences` is for methods that combine differences from the dense parent.
+    """
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
-    plan: list[Planned] = []
-    ffns = [mixture.family.ffn.format(layer=layer) for layer in range(mixture.layers)]
+    ffns = tuple(f"{mixture.family.ffn.format(layer=layer)}." for layer in range(mixture.layers))
     stacks = {
-        mixture.experts_name(layer, projection): (layer, projection)
+        mixture.experts_name(layer, name): (layer, number)
         for layer in range(mixture.layers)
-        for projection in mixture.family.projections
+        for number, name in enumerate(mixture.family.projections)
     }
-    for name in mixture.names():
-        if name in stacks:
-            plan.append(_merged(mixture, *stacks[name], shares_LR, shared_weight, dtype, rounding))
-        elif not any(name.startswith(f"{ffn}.") for ffn in ffns):
-            copied = copy_of(mixture, name)
-            plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
-    with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
-        write_checkpoint(out, plan, progress=advance)
-    copy_companions(mixture.folder, out)
-    write_config(out, dense_config(mixture))
-    return {"largest": rounding["largest"], "mean": rounding["sum"] / max(rounding["weights"], 1)}
 
-
-def _merged(
-    mixture: Mixture,
-    layer: int,
-    projection: str,
-    shares_LR: Tensor,
-    shared_weight: float,
-    dtype: torch.dtype,
-    rounding: dict[str, float],
-) -> Planned:
-    name = f"{mixture.family.ffn.format(layer=layer)}.{projection}.weight"
-
-    def make() -> list[Tensor]:
-        shared, experts_R = mixture.experts(layer, projection)
-        finite(experts_R, mixture.experts_name(layer, projection))
-        if shared is not None:
-            finite(shared, str(mixture.shared_name(layer, projection)))
-        mixed = mix(shared, experts_R, shares_LR[layer], shared_weight)
+    def merged(layer: int, projection: int) -> list[Tensor]:
+        kind = mixture.family.projections[projection]
+        name = f"{mixture.family.ffn.format(layer=layer)}.{kind}.weight"
+        experts_E, weights_E = mixture.experts(layer, kind), coefficients.of(layer, projection)
+        stack = mixture.experts_name(layer, kind)
+        for place, expert in enumerate(experts_E):
+            finite(expert, stack if place else mixture.shared_name(layer, kind) or stack)
+        if differences is None:
+            mixed = linear(experts_E, weights_E)
+        else:
+            mixed = differences.combined(name, experts_E, weights_E)
         rounded = finite(mixed, name).to(dtype)
         if dtype != torch.float32:
             error = (mixed - rounded.float()).abs()
@@ -90,5 +98,18 @@ def _merged(
             rounding["weights"] += error.numel()
         return [rounded]
 
-    shape = mixture.shape(mixture.experts_name(layer, projection))[1:]
-    return Planned(name=name, shape=tuple(shape), dtype=dtype, make=make)
+    plan: list[Planned] = []
+    for name in mixture.names():
+        if name in stacks:
+            layer, projection = stacks[name]
+            target = f"{mixture.family.ffn.format(layer=layer)}.{mixture.family.projections[projection]}.weight"
+            shape, make = tuple(mixture.shape(name)[1:]), partial(merged, layer, projection)
+            plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
+        elif not name.startswith(ffns):
+            copied = copy_of(mixture, name)
+            plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
+    with track("write merged", sum(planned.nbytes for planned in plan)) as advance:
+        write_checkpoint(out, plan, progress=advance)
+    copy_companions(mixture.folder, out)
+    write_config(out, dense_config(mixture))
+    return {"largest": rounding["largest"], "mean": rounding["sum"] / max(rounding["weights"], 1)}

@@ -57,10 +57,10 @@ class Mixture(Checkpoint):
         """Name the stacked matrices of the routed experts."""
         return f"{self.family.ffn.format(layer=layer)}.experts.{projection}"
 
-    def experts(self, layer: int, projection: str) -> tuple[Tensor | None, Tensor]:
-        """Return the shared matrix, if any, and the stacked routed ones, (R, ...), backed by the file's pages."""
-        shared = self.shared_name(layer, projection)
-        return None if shared is None else self.read(shared), self.read(self.experts_name(layer, projection))
+    def experts(self, layer: int, projection: str) -> list[Tensor]:
+        """Return one matrix of every expert, the shared one first, backed by the file's pages."""
+        shared, stack_R = self.shared_name(layer, projection), self.read(self.experts_name(layer, projection))
+        return [*([] if shared is None else [self.read(shared)]), *stack_R.unbind()]
 
 
 def is_mixture(checkpoint: Checkpoint) -> bool:

@@ -53,7 +53,7 @@ COST_OF = {
     "uniform": ("upcycle", "moe", "merge/uniform"),
     "xft": ("upcycle", "moe", "merge/learned"),
 }
-"""The stages that make each row; the base costs nothing."""
+"""The stages that make each row of every run; the base costs nothing."""
 
 
 def collect(run: Path) -> Report:
@@ -73,8 +73,11 @@ def collect(run: Path) -> Report:
         scoring = tree.get("eval") or {}
         styles = [str(style) for style in scoring.get("base_prompts") or []]
         benchmarks = tuple(_benchmark_name(entry) for entry in scoring.get("benchmarks") or ["humaneval"])
-    rows = _row_names(run, styles)
-    stages = {place: stage for place in (*STAGES, *(f"eval/{row}" for row in rows)) if (stage := _stage(run, place))}
+        also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
+    rows = _row_names(run, styles, also)
+    merges = tuple(f"merge/{method}" for method in also)
+    places = (*STAGES, *merges, *(f"eval/{row}" for row in rows))
+    stages = {place: stage for place in places if (stage := _stage(run, place))}
     return Report(
         name=name,
         base=base,
@@ -162,10 +165,10 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _row_names(run: Path, styles: list[str]) -> list[str]:
-    """Order the rows: the base, the base in other prompts (the recipe's, then any found), and the rest."""
+def _row_names(run: Path, styles: list[str], also: list[str]) -> list[str]:
+    """Order the rows: the base, the base in other prompts (the recipe's, then any found), and what was made of it."""
     found = sorted(path.name for path in run.glob("eval/base-*") if path.is_dir() and path.suffix != ".partial")
-    return ["base", *dict.fromkeys([*(f"base-{style}" for style in styles), *found]), *COST_OF]
+    return ["base", *dict.fromkeys([*(f"base-{style}" for style in styles), *found]), *COST_OF, *also]
 
 
 def _not_run(run: Path, rows: list[str], benchmark: str) -> str | None:
@@ -178,14 +181,20 @@ def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str,
     here, reference = run / "eval" / name, run / "eval" / "sft"
     compared = name != "sft"
     results = {each: _result(here / each, reference / each if compared else None) for each in benchmarks}
+    prompted = name.startswith("base-")
     return Row(
         name=name,
-        label=LABELS.get(name, f"Base ({name.removeprefix('base-')})"),
+        label=LABELS.get(name) or (f"Base ({name.removeprefix('base-')})" if prompted else f"Merge ({name})"),
         results={each: result for each, result in results.items() if result},
         loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
         loss_gain=_gain(_losses(here), _losses(reference), LOWER) if compared else None,
-        cost=_cost([stages.get(place) for place in COST_OF.get(name, ())]),
+        cost=None if name.startswith("base") else _cost([stages.get(place) for place in _made_by(name)]),
     )
+
+
+def _made_by(row: str) -> tuple[str, ...]:
+    """Return the stages that make a row's model."""
+    return COST_OF.get(row) or ("upcycle", "moe", f"merge/{row}")
 
 
 def _result(folder: Path, reference: Path | None) -> Result | None:
@@ -305,7 +314,8 @@ def _merge(folder: Path) -> Merge | None:
         return None
     with _naming(path), safe_open(path, "np") as file:
         coefficients = _matrix(file.get_tensor("coefficients"))
-        shared_weight = _number((file.metadata() or {}).get("shared_weight"))
+        weights = file.get_tensor("shared_weight") if "shared_weight" in file.keys() else [0.0]  # noqa: SIM118
+        shared_weight = sum(map(_finite, weights)) / len(weights)
     metrics = folder / "metrics.jsonl"
     with _naming(metrics):
         points = [(float(record["step"]), float(record["movement"])) for record in _lines(metrics)]

@@ -112,8 +112,8 @@ class Merge:
 
     coefficients: Matrix
     """Layers x routed experts; each layer sums to 1."""
-    shared_weight: float | None
-    """Lambda, the shared expert's share of the merged weights; 0 where there is no shared expert."""
+    shared_weight: float
+    """Lambda, the shared expert's share of the merged weights, the mean where it was learned; 0 where there is none."""
     step: tuple[float, ...]
     movement: tuple[float, ...]
     """Largest |R * coefficient - 1| over layers and experts, per step."""

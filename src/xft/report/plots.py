@@ -230,7 +230,9 @@ def _legend(ramp: str, low: str, high: str, middle: str, *, at: float) -> Markup
 
 
 def _tone(row: str) -> str:
-    return "base" if row.startswith("base") else row
+    if row.startswith("base"):
+        return "base"
+    return row if row in ("sft", "moe", "xft") else "uniform"
 
 
 def _drawable(line: Line, log: bool) -> Line:

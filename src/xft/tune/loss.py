@@ -51,10 +51,28 @@ def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     return torch.stack(pieces).sum() if pieces else hidden_ND.sum() * 0.0
 
 
+def summed_divergence(hidden_ND: Tensor, taught_ND: Tensor, head: Head, teacher: Head) -> Tensor:
+    """Return the summed KL divergence from a teacher's predictions in fp32, by pieces as `summed_loss`.
+
+    `taught_ND` are the teacher's hidden states at the same positions, `teacher` makes its logits of them.
+    """
+    pieces = [
+        checkpoint(_divergence, hidden, taught, head, teacher, use_reentrant=False)
+        for hidden, taught in zip(hidden_ND.split(ROWS), taught_ND.split(ROWS), strict=True)
+    ]
+    return torch.stack(pieces).sum() if pieces else hidden_ND.sum() * 0.0
+
+
 def token_losses(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     """Return the cross-entropy of each position, (N,), in fp32; for scoring, without gradients."""
     pairs = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
     return torch.cat([F.cross_entropy(head(hidden).float(), targets, reduction="none") for hidden, targets in pairs])
+
+
+def _divergence(hidden: Tensor, taught: Tensor, head: Head, teacher: Head) -> Tensor:
+    with torch.no_grad():
+        target = teacher(taught).float().log_softmax(-1)
+    return F.kl_div(head(hidden).float().log_softmax(-1), target, reduction="sum", log_target=True)
 
 
 def _piece(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:

@@ -15,7 +15,7 @@ from xft.errors import DivergedError, RecipeError
 from xft.moe.balance import ExpertHealth, balance_loss, record_routers
 from xft.moe.layer import MoELayer, RouterOutput
 from xft.recipe import TuneConfig
-from xft.tune.loss import logits_of, response_hidden, summed_loss
+from xft.tune.loss import logits_of, response_hidden, summed_divergence, summed_loss
 
 
 class ResponseTrainer(Trainer):
@@ -28,8 +28,10 @@ class ResponseTrainer(Trainer):
     # compute_loss divides by the tokens of the whole accumulated batch itself
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, balance: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, balance: float = 0.0, teacher: Any = None, **kwargs: Any) -> None:
+        """Take Trainer's arguments, the balance loss's weight, and a model whose predictions are learned instead."""
         super().__init__(*args, **kwargs)
+        self.teacher = teacher
         self.model_accepts_loss_kwargs = True  # asks Trainer for num_items_in_batch
         self.remove_callback(PrinterCallback)
         self.balance = balance
@@ -54,7 +56,7 @@ class ResponseTrainer(Trainer):
         recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
         with recording as routed, self.accelerator.autocast():
             hidden, targets = response_hidden(model, inputs, labels)
-            summed = summed_loss(hidden, targets, logits_of(inner))
+            summed = self._summed(inner, inputs, labels, hidden, targets)
         total = int(num_items_in_batch) if num_items_in_batch is not None else targets.numel()
         # DDP averages gradients over processes, while the token count is of all of them
         loss = summed / total * self.accelerator.num_processes
@@ -69,6 +71,14 @@ class ResponseTrainer(Trainer):
             self.balance_sum += float(balance.detach())
             self.micro_batches += 1
         return (loss, None) if return_outputs else loss
+
+    def _summed(self, model: Any, inputs: dict[str, Tensor], labels: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss against the responses, or against the teacher's predictions of them."""
+        if self.teacher is None:
+            return summed_loss(hidden, targets, logits_of(model))
+        with torch.no_grad():
+            taught, _ = response_hidden(self.teacher, inputs, labels)
+        return summed_divergence(hidden, taught, logits_of(model), logits_of(self.teacher))
 
     def measure(self, seconds: float, rows: int) -> dict[str, Any]:
         """Return what was counted during a step of `seconds`, with `rows` rows an epoch; start the counts anew."""
