@@ -96,10 +96,12 @@ def _look_up_names(recipe: Recipe) -> None:
     """Look up what the schema leaves open, so that a typo does not end the run after hours."""
     from xft.eval.benchmarks import BENCHMARKS
     from xft.merge.methods import MERGE_METHODS
+    from xft.moe.balance import BALANCE_LOSSES
     from xft.moe.routers import split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
 
+    _ = BALANCE_LOSSES[recipe.tune.balance_loss]
     split_counts(recipe.upcycle.router, recipe.upcycle.experts, recipe.upcycle.active)
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":

@@ -109,6 +109,12 @@ class TuneConfig(Section):
     """Tokens of prompt and response together; longer examples are cut and counted."""
     balance: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the load-balancing loss (mixtures only)."""
+    balance_loss: str = "cv"
+    """Which one, a name in `xft.moe.balance.BALANCE_LOSSES`: cv (as XFT), switch, sequence."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared logsumexp of the routers' logits (mixtures only)."""
+    average_experts: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """After each step move each routed expert so far towards the mean of the others (EWA; mixtures only)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

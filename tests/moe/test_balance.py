@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from xft.moe.balance import ExpertHealth, balance_loss, record_routers
+from xft.moe.balance import BALANCE_LOSSES, ExpertHealth, balance_loss, record_routers, z_loss
 from xft.moe.layer import Router, RouterOutput
 from xft.moe.routers import ROUTERS, Routing
 
@@ -215,3 +215,46 @@ def test_health_of_a_real_model_has_shares_that_sum_to_one(moe_of: Callable[...,
         assert sum(shares) == pytest.approx(1, abs=1e-3)
         assert 0 < shared < 2 / 3  # 1 - s_max, and s_max is at least 1/3 of three experts
     assert summary["dead"] == sum(share == 0 for shares in summary["load"] for share in shares)
+
+
+@pytest.mark.parametrize("kind", sorted(BALANCE_LOSSES))
+def test_a_balance_loss_is_least_for_even_routing_and_no_padding_counts(kind: str) -> None:
+    best = {"cv": 0.0, "switch": 1.0, "sequence": 1.0}
+    mask_BS = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]])
+    even = sure([0, 1, 2, 3, 3, 3, 2, 1, 0, 3])
+    assert float(balance_loss([even], mask_BS, kind)) == pytest.approx(best.get(kind, 0.0), abs=1e-5)
+    uneven = sure([0, 0, 0, 1, 3, 0, 0, 2, 0, 3])
+    assert float(balance_loss([uneven], mask_BS, kind)) > best.get(kind, 0.0) + 0.5
+    other_padding = sure([0, 0, 0, 1, 1, 0, 0, 2, 0, 2])
+    torch.testing.assert_close(balance_loss([uneven], mask_BS, kind), balance_loss([other_padding], mask_BS, kind))
+
+
+def sure(chosen: list[int]) -> RouterOutput:
+    """The output of a router that is certain of one of 4 experts for each token."""
+    logits_TR = 50.0 * torch.nn.functional.one_hot(torch.tensor(chosen), 4).float()
+    return RouterOutput(ROUTERS["softmax-topk"].route(logits_TR, 1), logits_TR, logits_TR, None)
+
+
+def test_switch_looks_at_the_batch_and_sequence_at_each_row() -> None:
+    mask_BS = torch.ones(2, 4, dtype=torch.long)
+    rows_differ = sure([0, 0, 1, 1, 2, 2, 3, 3])
+    assert float(balance_loss([rows_differ], mask_BS, "switch")) == pytest.approx(1.0, abs=1e-5)
+    # In each row two of four experts get half of the tokens: f = 2, P = 1/2 for two of them
+    assert float(balance_loss([rows_differ], mask_BS, "sequence")) == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(BALANCE_LOSSES))
+def test_the_gradient_of_a_balance_loss_moves_logits_away_from_the_busy_expert(kind: str) -> None:
+    logits_TR = torch.randn(24, 5, generator=torch.Generator().manual_seed(2)) + torch.tensor([1.5, 0, 0, 0, 0])
+    logits_TR.requires_grad_()
+    output = RouterOutput(ROUTERS["deepseek"].route(logits_TR, 2), logits_TR, logits_TR, None)
+    balance_loss([output], torch.ones(4, 6, dtype=torch.long), kind).backward()
+    assert logits_TR.grad is not None
+    assert logits_TR.grad.sum(0)[0] > 0
+
+
+def test_the_z_loss_is_the_mean_square_of_the_log_partition() -> None:
+    logits_TR = torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]])
+    output = RouterOutput(ROUTERS["softmax-topk"].route(logits_TR, 1), logits_TR, logits_TR, None)
+    expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
+    assert float(z_loss([output, output], torch.tensor([[1, 1, 0]]))) == pytest.approx(expected)

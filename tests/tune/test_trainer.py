@@ -50,7 +50,7 @@ def trainer_of(
     data = data or rows()
     return ResponseTrainer(
         model=model, args=arguments, train_dataset=OrderedRows(data, list(range(len(data)))),
-        data_collator=Collator(pad), balance=config.balance,
+        data_collator=Collator(pad), config=config,
     )  # fmt: skip
 
 
@@ -212,3 +212,35 @@ def test_the_choice_bias_moves_against_the_load(tiny_dense: Path, tmp_path: Path
         assert router.bias_R is not None
         torch.testing.assert_close(router.bias_R, 1e-3 * (counts_R.mean() - counts_R).sign())
         assert router.bias_R.abs().max() > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_expert_averaging_moves_each_expert_towards_the_mean_of_the_others(share: float, tiny_moe: Path) -> None:
+    from xft.tune.callbacks import ExpertAveraging
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_moe, dtype=torch.float32)
+    stack_R = model.model.layers[1].mlp.experts.up_proj
+    before_R, shared = stack_R.detach().clone(), model.model.layers[1].mlp.shared_expert.up_proj.weight.clone()
+    ExpertAveraging(share).on_step_end(None, None, None, model=model)
+    for number, expert in enumerate(stack_R):
+        others = torch.stack([before_R[other] for other in range(3) if other != number]).mean(0)
+        torch.testing.assert_close(expert, (1 - share) * before_R[number] + share * others)
+    torch.testing.assert_close(stack_R.mean(0), before_R.mean(0))
+    assert torch.equal(model.model.layers[1].mlp.shared_expert.up_proj.weight, shared)
+
+
+def test_the_z_loss_and_the_kind_of_balance_loss_reach_the_routers(quiet_moe: Path, tmp_path: Path) -> None:
+    gradients = {
+        name: trainers_gradients(quiet_moe, tmp_path / name, **options)[0]
+        for name, options in {
+            "none": {"balance": 0.0},
+            "z": {"balance": 0.0, "z_loss": 1.0},
+            "switch": {"balance": 1.0, "balance_loss": "switch"},
+            "sequence": {"balance": 1.0, "balance_loss": "sequence"},
+        }.items()
+    }
+    name = "model.layers.1.mlp.router.scores.weight"
+    kinds = [gradient[name] for gradient in gradients.values()]
+    for number, one in enumerate(kinds):
+        for other in kinds[number + 1 :]:
+            assert float((one - other).abs().max()) > 1e-4

@@ -1,4 +1,4 @@
-"""The commands that make models: run, upcycle, prove, tune, merge, report."""
+"""The commands that make models: run, upcycle, prove, tune, merge, soup, report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, upcycle, prove, tune, merge, report):
+    for command in (run, upcycle, prove, tune, merge, soup, report):
         app.command()(command)
 
 
@@ -188,6 +188,22 @@ def merge(
     inputs |= {"base": folder_digest(parent)} if parent else {}
     made = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
     options.finish(out, "merge", made, inputs, work, seed)
+
+
+def soup(
+    out: Out,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Dense models of one architecture.")],
+    weight: Annotated[list[float] | None, typer.Option(help="A weight for each model; alike by default.")] = None,
+) -> None:
+    """Average dense models, such as SFT runs with other seeds."""
+    options.need_training()
+    from xft.base import resolve_base
+    from xft.merge.soup import soup as work_on
+    from xft.stage import folder_digest
+
+    folders = [resolve_base(model) for model in models]
+    inputs = {f"{number} {folder}": folder_digest(folder) for number, folder in enumerate(folders)}
+    options.finish(out, "soup", {"weights": weight}, inputs, lambda partial, _: work_on(folders, weight, partial), None)
 
 
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:

@@ -189,6 +189,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
         teacher.to(arguments.device)
     trainer = ResponseTrainer(
         model=merging,
+        config=config,
         teacher=teacher,
         args=arguments,
         train_dataset=OrderedRows(rows, order),

@@ -1,11 +1,13 @@
-"""Watch the routers: record their outputs, form the balance loss, sum up expert health.
+"""Watch the routers: record their outputs, form balance losses, sum up expert health.
 
-Shapes: T tokens, R routed experts, K kept per token.
+To add a balance loss, register a function here; `tests/moe/test_balance.py` then checks its laws.
+
+Shapes: B sequences, S positions, T = B*S tokens, R routed experts, K kept per token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xft.moe.layer import Router, RouterOutput
+from xft.registry import Registry
 
 
 @contextmanager
@@ -33,14 +36,55 @@ def record_routers(model: nn.Module) -> Iterator[list[RouterOutput]]:
             handle.remove()
 
 
-def balance_loss(outputs: list[RouterOutput], mask_T: Tensor) -> Tensor:
-    """Return `CV²(importance) + CV²(load)`, the mean over layers; only tokens in `mask_T` count.
+BALANCE_LOSSES: Registry[Callable[[RouterOutput, Tensor], Tensor]] = Registry("balance loss")
+"""Each takes one layer's output and the mask (B, S) of the tokens that count."""
+
+
+@BALANCE_LOSSES.register("cv")
+def cv(output: RouterOutput, mask_BS: Tensor) -> Tensor:
+    """Return `CV²(importance) + CV²(load)` (Shazeer et al., arXiv 1701.06538, as in the reference); 0 at best.
 
     Importance sums the kept scores per expert. Load is Shazeer et al.'s smooth estimate under gate noise (their
     comparison of the noisy logits; the reference compares the noise alone), hard counts without noise.
     """
-    terms = [_cv_squared(_importance(output, mask_T)) + _cv_squared(_load(output, mask_T)) for output in outputs]
+    mask_T = mask_BS.reshape(-1)
+    return _cv_squared(_importance(output, mask_T)) + _cv_squared(_load(output, mask_T))
+
+
+@BALANCE_LOSSES.register("switch")
+def switch(output: RouterOutput, mask_BS: Tensor) -> Tensor:
+    """Return `Σ f_i P_i` over all tokens of the batch (Switch, arXiv 2101.03961; DeepSeekMoE, eq. 12-14); 1 at best."""
+    return _agreement(output, mask_BS.reshape(1, -1)).mean()
+
+
+@BALANCE_LOSSES.register("sequence")
+def sequence(output: RouterOutput, mask_BS: Tensor) -> Tensor:
+    """Return the mean of each sequence's own `Σ f_i P_i` (DeepSeek-V2 and V3); 1 at best."""
+    return _agreement(output, mask_BS).mean()
+
+
+def balance_loss(outputs: list[RouterOutput], mask_BS: Tensor, kind: str = "cv") -> Tensor:
+    """Return a balance loss, the mean over layers; only tokens in `mask_BS` count."""
+    return torch.stack([BALANCE_LOSSES[kind](output, mask_BS) for output in outputs]).mean()
+
+
+def z_loss(outputs: list[RouterOutput], mask_BS: Tensor) -> Tensor:
+    """Return the mean of `logsumexp(logits)²` over layers and the tokens in `mask_BS` (ST-MoE, arXiv 2202.08906)."""
+    mask_T = mask_BS.reshape(-1)
+    terms = [(output.logits_TR.logsumexp(-1).square() * mask_T).sum() / mask_T.sum().clamp(min=1) for output in outputs]
     return torch.stack(terms).mean()
+
+
+def _agreement(output: RouterOutput, mask_BS: Tensor) -> Tensor:
+    """Return `Σ f_i P_i` of each row, (B,): f_i counts choices of expert i (1 at balance), P_i is its mean score."""
+    ids_TK, scores_TR = output.routing.ids_TK, output.routing.scores_TR
+    routed, keep = scores_TR.shape[1], ids_TK.shape[1]
+    chosen_BSR = torch.zeros_like(scores_TR).scatter(1, ids_TK, 1.0).view(*mask_BS.shape, routed)
+    mask_BS1 = mask_BS[..., None].to(scores_TR.dtype)
+    tokens_B1 = mask_BS1.sum(1).clamp(min=1)
+    load_BR = (chosen_BSR * mask_BS1).sum(1) * routed / (keep * tokens_B1)
+    mean_BR = (scores_TR.view(*mask_BS.shape, routed) * mask_BS1).sum(1) / tokens_B1
+    return (load_BR * mean_BR).sum(-1)
 
 
 def _importance(output: RouterOutput, mask_T: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from xft.errors import DivergedError
-from xft.moe.layer import Router
+from xft.moe.layer import Experts, Router
 from xft.progress import Advance, track
 
 METRICS = "metrics.jsonl"
@@ -93,6 +93,24 @@ class BiasBalance(TrainerCallback):
         for router, counts_R in zip(routers, counts_LR.float(), strict=True):
             if router.bias_R is not None:
                 router.bias_R += self.SPEED * (counts_R.mean() - counts_R).sign().to(router.bias_R)
+
+
+class ExpertAveraging(TrainerCallback):
+    """Move each routed expert towards the mean of the others after each step (EWA, arXiv 2308.06093)."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Change the experts in place: `W_i <- (1 - b) W_i + b mean of W_j, j != i`."""
+        for experts in (module for module in model.modules() if isinstance(module, Experts)):
+            for stack_R in experts.parameters():
+                others = len(stack_R) - 1
+                if others:
+                    total = stack_R.sum(0)
+                    for expert in stack_R:
+                        expert.mul_(1.0 - self.share - self.share / others).add_(total, alpha=self.share / others)
 
 
 def _step(line: str) -> int | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from xft.errors import DivergedError, RecipeError
-from xft.moe.balance import ExpertHealth, balance_loss, record_routers
+from xft.moe.balance import ExpertHealth, balance_loss, record_routers, z_loss
 from xft.moe.layer import MoELayer, RouterOutput
 from xft.recipe import TuneConfig
 from xft.tune.loss import logits_of, response_hidden, summed_divergence, summed_loss
@@ -28,13 +28,12 @@ class ResponseTrainer(Trainer):
     # compute_loss divides by the tokens of the whole accumulated batch itself
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, balance: float = 0.0, teacher: Any = None, **kwargs: Any) -> None:
-        """Take Trainer's arguments, the balance loss's weight, and a model whose predictions are learned instead."""
+    def __init__(self, *args: Any, config: TuneConfig, teacher: Any = None, **kwargs: Any) -> None:
+        """Take Trainer's arguments, the losses' settings, and a model whose predictions are learned instead."""
         super().__init__(*args, **kwargs)
-        self.teacher = teacher
+        self.config, self.teacher = config, teacher
         self.model_accepts_loss_kwargs = True  # asks Trainer for num_items_in_batch
         self.remove_callback(PrinterCallback)
-        self.balance = balance
         assert self.model is not None
         self.mixture = any(isinstance(module, MoELayer) for module in self.model.modules())
         self.health = ExpertHealth()
@@ -50,7 +49,7 @@ class ResponseTrainer(Trainer):
     ) -> Any:
         """Return this micro-batch's share of the step's loss."""
         labels = inputs.pop("labels")
-        mask = inputs["attention_mask"].reshape(-1)
+        mask = inputs["attention_mask"]
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         recording: contextlib.AbstractContextManager[list[RouterOutput]]
         recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
@@ -65,9 +64,12 @@ class ResponseTrainer(Trainer):
         self.step_tokens = total
         self.step_positions += int(mask.sum())
         if routed:
-            balance = balance_loss(routed, mask)
-            loss = loss + self.balance * balance / self.current_gradient_accumulation_steps
-            self.health.add(routed, mask)
+            balance = balance_loss(routed, mask, self.config.balance_loss)
+            penalty = self.config.balance * balance
+            if self.config.z_loss:
+                penalty = penalty + self.config.z_loss * z_loss(routed, mask)
+            loss = loss + penalty / self.current_gradient_accumulation_steps
+            self.health.add(routed, mask.reshape(-1))
             self.balance_sum += float(balance.detach())
             self.micro_batches += 1
         return (loss, None) if return_outputs else loss

@@ -26,7 +26,15 @@ from xft.memory import keep_heap_warm
 from xft.moe.mixture import is_mixture
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
-from xft.tune.callbacks import BiasBalance, DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.callbacks import (
+    BiasBalance,
+    DivergenceGuard,
+    ExpertAveraging,
+    MetricsFile,
+    SaveByClock,
+    ShowProgress,
+    last_resume_point,
+)
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
 
@@ -108,13 +116,13 @@ def train(job: TuneJob) -> None:
         args=arguments,
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
-        balance=config.balance,
+        config=config,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
-    for callback in (
-        DivergenceGuard(), BiasBalance(trainer), metrics, ShowProgress(job.label),
-        SaveByClock(config.checkpoint_minutes),
-    ):  # fmt: skip
+    callbacks = [DivergenceGuard(), BiasBalance(trainer), metrics, ShowProgress(job.label)]
+    if config.average_experts:
+        callbacks.append(ExpertAveraging(config.average_experts))
+    for callback in (*callbacks, SaveByClock(config.checkpoint_minutes)):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
     if not trainer.is_world_process_zero():

@@ -1,0 +1,52 @@
+"""A soup: the weighted average of dense checkpoints of one architecture, such as SFT runs with other seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, tensor
+
+from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, write_checkpoint, write_config
+from xft.errors import CheckpointError, RecipeError
+from xft.merge.combine import linear
+from xft.progress import track
+
+
+def soup(folders: Sequence[Path], weights: Sequence[float] | None, out: Path) -> None:
+    """Write the average of all tensors into `out`, in the first model's dtype, with its config and tokenizer.
+
+    Sums are formed in fp32. Weights are used as they are; by default they are alike and sum to 1.
+
+    Raises:
+        CheckpointError: a model is damaged, or not of the first one's architecture.
+        RecipeError: fewer than two models, or another number of weights.
+    """
+    if len(folders) < 2:
+        raise RecipeError("a soup needs at least two models")
+    shares = list(weights) if weights else [1.0 / len(folders)] * len(folders)
+    if len(shares) != len(folders):
+        raise RecipeError(f"{len(folders)} models, but {len(shares)} weights; give one for each, or none")
+    sources = [Checkpoint(folder) for folder in folders]
+    first = sources[0]
+    shapes = {name: first.shape(name) for name in first.names()}
+    for source in sources[1:]:
+        for name in sorted(shapes.keys() ^ set(source.names())):
+            raise CheckpointError(f"{source.folder} and {first.folder}: only one of them has a tensor {name!r}")
+        for name, shape in shapes.items():
+            if source.shape(name) != shape:
+                raise CheckpointError(f"{source.folder}: {name} is {source.shape(name)}, {first.folder} has {shape}")
+
+    def averaged(name: str) -> list[Tensor]:
+        matrices = [finite(source.read(name), name) for source in sources]
+        return [linear(matrices, tensor(shares)).to(first.dtype(name))]
+
+    plan = [
+        Planned(name=name, shape=shape, dtype=first.dtype(name), make=partial(averaged, name))
+        for name, shape in shapes.items()
+    ]
+    with track("soup", sum(planned.nbytes for planned in plan)) as advance:
+        write_checkpoint(out, plan, progress=advance)
+    copy_companions(first.folder, out)
+    write_config(out, first.config)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from xft.errors import CheckpointError, RecipeError
+from xft.merge.soup import soup
+
+
+def another(base: Path, out: Path, seed: int) -> Path:
+    """Write a model of the same architecture with other weights."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(out)
+    return out
+
+
+def test_a_soup_is_the_mean_of_every_tensor(tiny_dense: Path, tmp_path: Path) -> None:
+    models = [tiny_dense, *(another(tiny_dense, tmp_path / str(seed), seed) for seed in range(2))]
+    out = tmp_path / "soup"
+    out.mkdir()
+    soup(models, None, out)
+    tensors = [load_file(model / "model.safetensors") for model in models]
+    mixed = load_file(out / "model.safetensors")
+    assert mixed.keys() == tensors[0].keys()
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, torch.stack([each[name] for each in tensors]).mean(0))
+    assert AutoModelForCausalLM.from_pretrained(out).config.model_type == "llama"
+    assert (out / "tokenizer.json").exists()
+
+
+def test_weights_are_used_as_they_are(tiny_dense: Path, tmp_path: Path) -> None:
+    other = another(tiny_dense, tmp_path / "other", 1)
+    out = tmp_path / "soup"
+    out.mkdir()
+    soup([tiny_dense, other], [1.0, -0.5], out)
+    one, two, mixed = (load_file(folder / "model.safetensors") for folder in (tiny_dense, other, out))
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, one[name] - 0.5 * two[name])
+
+
+def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="at least two models"):
+        soup([tiny_dense], None, tmp_path)
+    with pytest.raises(RecipeError, match="2 models, but 3 weights"):
+        soup([tiny_dense, tiny_dense], [1.0, 2.0, 3.0], tmp_path)
+    with pytest.raises(CheckpointError, match="only one of them has a tensor"):
+        soup([tiny_dense, dense_of("qwen3")], None, tmp_path)
+    with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight is .*, .* has"):
+        soup([tiny_dense, dense_of("llama", intermediate_size=40)], None, tmp_path)
