@@ -39,7 +39,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     mixture, base, out = Mixture(options.moe), Checkpoint(options.base), options.out
-    experts = [made(out / f"expert-{number}", mixture, one_hot(mixture, number)) for number in range(mixture.routed + 1)]
+    experts = [
+        made(out / f"expert-{number}", mixture, one_hot(mixture, number)) for number in range(mixture.routed + 1)
+    ]
     plain = equal_coefficients(mixture.layers, mixture.routed, SHARED_WEIGHT)
     weights = plain.of(0, 0).tolist()
     print(f"{'method':<18}{'xft - mergekit':>16}{'merge - base':>16}")

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig  # noq
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from xft.families import FAMILIES
 from xft.memory import keep_heap_warm
 from xft.moe.layer import Experts, MoELayer, Router
 
@@ -75,7 +76,7 @@ def candidates(hidden: int, ffn: int, dtype: torch.dtype) -> dict[str, tuple[nn.
 
     shared = make_ffn()
     router = Router(hidden, EXPERTS - 1, ACTIVE - 1, rule="shared-normalized", gate="mlp", noise=True)
-    ours = MoELayer(shared, router, Experts(hidden, ffn, EXPERTS - 1, shared.act_fn))
+    ours = MoELayer(shared, router, Experts(shared, FAMILIES["llama"], EXPERTS - 1))
     fresh(ours, dtype)
     mixtral = MixtralConfig(
         hidden_size=hidden, intermediate_size=ffn, num_local_experts=EXPERTS - 1, num_experts_per_tok=ACTIVE - 1

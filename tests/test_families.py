@@ -28,17 +28,20 @@ def test_an_entry_names_tensors_of_the_familys_checkpoints(model_type: str, dens
     assert checkpoint.family is family
     hidden, ffn = checkpoint.config["hidden_size"], checkpoint.config["intermediate_size"]
     named = [name for layer in range(checkpoint.layers) for name in family.ffn_tensors(layer)]
-    assert sorted(named) == sorted(name for name in checkpoint.names() if ".mlp." in name)
+    biases = [name for name in checkpoint.names() if ".mlp." in name and name.endswith(".bias")]
+    assert sorted([*named, *biases]) == sorted(name for name in checkpoint.names() if ".mlp." in name)
+    possible = [f"{family.ffn(layer)}.{part.tensor}" for layer in range(checkpoint.layers) for part in family.parts]
+    assert set(biases) <= set(possible)
     for layer in range(checkpoint.layers):
         shapes = [checkpoint.shape(name) for name in family.ffn_tensors(layer)]
-        assert shapes == [(ffn, hidden), (ffn, hidden), (hidden, ffn)]
+        assert shapes == [(ffn * (1 + family.fused), hidden)] * len(family.inner) + [(hidden, ffn)]
     tied = AutoConfig.for_model(**checkpoint.config).tie_word_embeddings
     assert (family.head in checkpoint) == (not tied)
     for name in [family.embedding] + ([] if tied else [family.head]):
         assert checkpoint.shape(name) == (checkpoint.config["vocab_size"], hidden)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "starcoder2", "gpt_neox"])
 def test_the_random_models_of_families_with_biases_have_some_that_are_not_zero(
     model_type: str, dense_of: Callable[..., Path]
 ) -> None:

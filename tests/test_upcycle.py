@@ -84,17 +84,17 @@ def test_every_expert_is_the_bases_ffn_bit_for_bit_and_all_else_is_unchanged(
 ) -> None:
     base = dense_of(model_type)
     dense, mixed = load_file(base / "model.safetensors"), load_file(upcycled(base, tmp_path) / "model.safetensors")
-    for layer in range(2):
-        for projection in ("gate_proj", "up_proj", "down_proj"):
-            original = dense.pop(f"model.layers.{layer}.mlp.{projection}.weight")
-            assert torch.equal(mixed.pop(f"model.layers.{layer}.mlp.shared_expert.{projection}.weight"), original)
-            stack = mixed.pop(f"model.layers.{layer}.mlp.experts.{projection}")
-            assert stack.shape[0] == 3
-            assert all(torch.equal(expert, original) for expert in stack)
+    family = FAMILIES[model_type]
+    ffns = [family.ffn(layer) for layer in range(2)]
+    for name in [name for name in dense if name.startswith(tuple(ffns))]:
+        ffn, tensor = name.split(".mlp.")[0] + ".mlp", name.split(".mlp.")[1]
+        original = dense.pop(name)
+        assert torch.equal(mixed.pop(f"{ffn}.shared_expert.{tensor}"), original)
+        stack = mixed.pop(f"{ffn}.experts.{tensor.removesuffix('.weight').replace('.bias', '_bias')}")
+        assert stack.shape[0] == 3
+        assert all(torch.equal(expert, original) for expert in stack)
     routers = {name for name in mixed if ".mlp.router." in name}
-    assert routers == {
-        f"model.layers.{layer}.mlp.router.{part}.weight" for layer in range(2) for part in ("hidden", "scores", "noise")
-    }
+    assert routers == {f"{ffn}.router.{part}.weight" for ffn in ffns for part in ("hidden", "scores", "noise")}
     assert set(mixed) - routers == set(dense)
     assert all(torch.equal(mixed[name], tensor) for name, tensor in dense.items())
 
@@ -224,9 +224,13 @@ def test_a_mixture_is_no_base(tiny_moe: Path, tmp_path: Path) -> None:
         upcycled(tiny_moe, tmp_path)
 
 
-def test_ffns_with_biases_are_an_error(dense_of: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="FFNs have biases"):
-        upcycled(dense_of("llama", mlp_bias=True), tmp_path)
+def test_a_gated_ffn_with_biases_is_upcycled_with_them(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    base = dense_of("llama", mlp_bias=True)
+    mixture = upcycled(base, tmp_path)
+    assert float((logits(mixture) - logits(base)).abs().max()) <= 5 * rounding(base)
+    stack = load_file(mixture / "model.safetensors")["model.layers.0.mlp.experts.gate_proj_bias"]
+    assert stack.shape == (3, 48)
+    assert stack.abs().min() > 0
 
 
 PEAK = """
@@ -299,3 +303,12 @@ def test_upcycling_and_proof_hold_no_more_than_one_layers_experts(tmp_path: Path
     assert sum(path.stat().st_size for path in out.glob("*.safetensors")) > 1.4e9
     assert upcycling < experts_of_a_layer + 200e6
     assert proof < experts_of_a_layer + 200e6
+
+
+def test_a_deepseek_coder_with_linear_rope_is_a_llama(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0}
+    base = dense_of("llama", rope_parameters=rope)
+    mixture = upcycled(base, tmp_path)
+    assert json.loads((mixture / "config.json").read_text())["rope_parameters"] == rope
+    assert float((logits(mixture) - logits(base)).abs().max()) <= 5 * rounding(base)
+    assert float((logits(base) - logits(dense_of("llama"))).abs().max()) > 0.1  # the scaling matters here

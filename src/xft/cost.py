@@ -49,7 +49,7 @@ def count(model: nn.Module) -> Cost:
     for layer in model.modules():
         if isinstance(layer, MoELayer):
             routed = sum(weight.numel() for weight in layer.experts.parameters())
-            idle += routed - routed * layer.router.keep // len(layer.experts.gate_proj)
+            idle += routed - routed * layer.router.keep // layer.experts.routed
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -14,6 +14,18 @@ from xft.registry import Registry
 MOE_PREFIX = "xft_"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of an FFN, and the stack that holds it for all routed experts."""
+
+    tensor: str
+    """Name within the FFN module."""
+    stack: str
+    """Name within the mixture's experts."""
+    place: int
+    """Number of its projection."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Names of a dense family in transformers and in its checkpoints."""
@@ -26,23 +38,38 @@ class Family:
     """Causal-LM class in transformers."""
     module: str = ""
     """Package in `transformers.models`, where it is not called like the type."""
-    ffn: str = "model.layers.{layer}.mlp"
-    """Name of a layer's FFN module."""
-    gate: str = "gate_proj"
-    up: str = "up_proj"
+    trunk: str = "model"
+    """Name of the module below the output matrix."""
+    inner: tuple[str, ...] = ("gate_proj", "up_proj")
+    """The FFN's matrices from D to F: gate and up, or the only one."""
     down: str = "down_proj"
+    """Its matrix from F to D."""
+    fused: bool = False
+    """The only inner matrix is gate and up, one above the other."""
+    activation: str = "act_fn"
+    """Name of the activation in the FFN module."""
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     """Output matrix; absent from checkpoints that tie it to the embedding."""
 
     @property
-    def projections(self) -> tuple[str, str, str]:
-        """Return the FFN's three matrices; gate and up map D to F, down maps F to D."""
-        return self.gate, self.up, self.down
+    def projections(self) -> tuple[str, ...]:
+        """Return the FFN's matrices, the one from F to D last."""
+        return *self.inner, self.down
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return what an FFN can consist of: its matrices, and for each one a bias that a checkpoint may have."""
+        weights = [Part(f"{name}.weight", name, place) for place, name in enumerate(self.projections)]
+        return *weights, *(Part(f"{part.stack}.bias", f"{part.stack}_bias", part.place) for part in weights)
+
+    def ffn(self, layer: int) -> str:
+        """Return the name of a layer's FFN module."""
+        return f"{self.trunk}.layers.{layer}.mlp"
 
     def ffn_tensors(self, layer: int) -> list[str]:
-        """Return the names of a layer's FFN weights in a dense checkpoint."""
-        return [f"{self.ffn.format(layer=layer)}.{projection}.weight" for projection in self.projections]
+        """Return the names of a layer's FFN weights in a dense checkpoint, without biases."""
+        return [f"{self.ffn(layer)}.{projection}.weight" for projection in self.projections]
 
     @property
     def modeling(self) -> str:
@@ -72,7 +99,20 @@ for _family in (
     Family(model_type="granite", config_class="GraniteConfig", model_class="GraniteForCausalLM"),
     Family(model_type="gemma2", config_class="Gemma2Config", model_class="Gemma2ForCausalLM"),
     Family(model_type="gemma3_text", config_class="Gemma3TextConfig", model_class="Gemma3ForCausalLM", module="gemma3"),
-):
+    Family(
+        model_type="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM",
+        inner=("gate_up_proj",), fused=True, activation="activation_fn",
+    ),
+    Family(
+        model_type="starcoder2", config_class="Starcoder2Config", model_class="Starcoder2ForCausalLM",
+        inner=("c_fc",), down="c_proj", activation="act",
+    ),
+    Family(
+        model_type="gpt_neox", config_class="GPTNeoXConfig", model_class="GPTNeoXForCausalLM", trunk="gpt_neox",
+        inner=("dense_h_to_4h",), down="dense_4h_to_h", activation="act",
+        embedding="gpt_neox.embed_in.weight", head="embed_out.weight",
+    ),
+):  # fmt: skip
     FAMILIES.register(_family.model_type)(_family)
 
 

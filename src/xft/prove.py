@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Proof:
     """Dense in fp32 against dense in fp64."""
     tolerance: float
     negative_control_difference: float
-    """The same after two channels of one expert's `up` were swapped; must exceed the tolerance."""
+    """The same after two channels of one expert's last matrix were swapped; must exceed the tolerance."""
     probe_tokens: int
     preserves_dense: bool = True
     """Whether the router promises that the mixture computes what its parent does."""
@@ -80,7 +81,7 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         exact = hidden_states(parent, ids, torch.float64, advance=advance)
         plain = hidden_states(parent, ids, torch.float32, advance=advance)
         mixed = hidden_states(child, ids, torch.float32, advance=advance)
-        damaged = hidden_states(child, ids, torch.float32, tamper=_swap_channels, advance=advance)
+        damaged = hidden_states(child, ids, torch.float32, tamper=partial(_swap_channels, child), advance=advance)
     own = difference(parent, exact, parent, plain)
     preserves = child.rule.preserves_dense
     proof = Proof(
@@ -107,13 +108,14 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     return proof
 
 
-def _swap_channels(tensors: dict[str, Tensor]) -> None:
-    """Exchange the largest and the smallest channel of the first routed expert's `up`: gate and up no longer match."""
-    up = tensors["mlp.experts.up_proj"]
-    norms = up[0].norm(dim=1)
-    pair = [int(norms.argmin()), int(norms.argmax())]
-    tensors["mlp.experts.up_proj"] = up.clone()
-    tensors["mlp.experts.up_proj"][0, pair] = up[0, pair[::-1]]
+def _swap_channels(mixture: Mixture, tensors: dict[str, Tensor]) -> None:
+    """Exchange the largest and the smallest channel that the first routed expert's last matrix reads."""
+    name = f"mlp.experts.{mixture.family.down}"
+    down_DF = tensors[name][0]
+    norms_F = down_DF.float().norm(dim=0)
+    pair = [int(norms_F.argmin()), int(norms_F.argmax())]
+    tensors[name] = tensors[name].clone()
+    tensors[name][0][:, pair] = down_DF[:, pair[::-1]]
 
 
 @torch.inference_mode()
@@ -131,15 +133,16 @@ def hidden_states(
     """
     config = AutoConfig.for_model(**checkpoint.config)
     with init_empty_weights(include_buffers=False):
-        trunk: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).model.eval()
-    prefix = "model."
+        trunk: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).base_model.eval()
+    prefix = f"{checkpoint.family.trunk}."
+    embedding = trunk.get_input_embeddings()
     for name, parameter in list(trunk.named_parameters()):
-        if not name.startswith("layers.") and name != "embed_tokens.weight":
+        if not name.startswith("layers.") and parameter is not embedding.weight:
             _assign(trunk, name, checkpoint.read(prefix + name).to(dtype))
             del parameter
     for number, layer in enumerate(trunk.layers):
         _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == 0 else None, advance)
-    scale = float(getattr(trunk.embed_tokens, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside its embedding
+    scale = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside its embedding
     rows = checkpoint.read(checkpoint.family.embedding)[ids].to(dtype) * scale
     result: Tensor = trunk(inputs_embeds=rows, use_cache=False).last_hidden_state
     return result

@@ -58,28 +58,27 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
     """
     family = source.family
     rule, (routed, keep) = ROUTERS[config.router], split_counts(config.router, config.experts, config.active)
-    owner = {name: layer for layer in range(source.layers) for name in family.ffn_tensors(layer)}
-    missing = [name for name in owner if name not in source]
+    parts = {
+        f"{family.ffn(layer)}.{part.tensor}": (layer, part) for layer in range(source.layers) for part in family.parts
+    }
+    missing = [name for layer in range(source.layers) for name in family.ffn_tensors(layer) if name not in source]
     if missing:
         raise CheckpointError(f"{source.folder}: no tensor {missing[0]!r}, which a {family.model_type} model has")
-    biased = [f"{name.removesuffix('.weight')}.bias" for name in owner]
-    if any(name in source for name in biased):
-        raise CheckpointError(f"{source.folder}: its FFNs have biases, which experts do not have; use another base")
     for name in source.names():
-        if name not in owner:
+        if name not in parts:
             yield copy_of(source, name)
             continue
-        ffn = family.ffn.format(layer=owner[name])
-        tail = name.removeprefix(ffn + ".")
+        layer, part = parts[name]
+        ffn = family.ffn(layer)
         if rule.shared:
-            yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{tail}")
-        yield stacked_copies(source, name, f"{ffn}.experts.{tail.removesuffix('.weight')}", routed)
-        if tail == f"{family.down}.weight":
-            router = new_router(int(source.config["hidden_size"]), routed, keep, config, seed + owner[name])
+            yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{part.tensor}")
+        yield stacked_copies(source, name, f"{ffn}.experts.{part.stack}", routed)
+        if part.tensor == f"{family.down}.weight":
+            router = new_router(int(source.config["hidden_size"]), routed, keep, config, seed + layer)
             dtype = source.dtype(family.embedding)
-            for part, tensor in router.state_dict().items():
+            for key, tensor in router.state_dict().items():
                 yield Planned(
-                    name=f"{ffn}.router.{part}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor])
+                    name=f"{ffn}.router.{key}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor])
                 )
 
 

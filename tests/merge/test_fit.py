@@ -50,12 +50,12 @@ def materialised(merging: Merging, mixture: Path, shared_weight: float, logits_L
     tensors = load_file(mixture / "model.safetensors")
     weights = {}
     for layer in range(2):
-        for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
-            shares_R = torch.softmax(logits_LPR[layer, place if logits_LPR.shape[1] > 1 else 0], 0)
-            prefix = f"model.layers.{layer}.mlp"
-            routed = torch.einsum("r,rij->ij", shares_R, tensors[f"{prefix}.experts.{name}"].float())
-            shared = tensors[f"{prefix}.shared_expert.{name}.weight"].float()
-            weights[f"{prefix}.{name}.weight"] = shared_weight * shared + (1 - shared_weight) * routed
+        shares_R, ffn = torch.softmax(logits_LPR[layer, 0], 0), merging.family.ffn(layer)
+        for name in [name for name in tensors if name.startswith(f"{ffn}.shared_expert.")]:
+            stack = name.replace(".shared_expert.", ".experts.").removesuffix(".weight").replace(".bias", "_bias")
+            routed = torch.einsum("r,r...->...", shares_R, tensors[stack].float())
+            mixed = shared_weight * tensors[name].float() + (1 - shared_weight) * routed
+            weights[name.replace(".shared_expert.", ".")] = mixed
     return weights
 
 

@@ -140,9 +140,8 @@ def test_a_16_bit_base_gets_its_dtype_back_and_differs_by_the_rounding_that_is_r
     names = dict(merging.dense.named_parameters())
     errors = []
     with torch.no_grad():
-        for (layer, projection), weight in merging.ffn_weights():
-            kind = ("gate_proj", "up_proj", "down_proj")[projection]
-            stored = tensors[f"model.layers.{layer}.mlp.{kind}.weight"]
+        for (layer, part), weight in merging.ffn_weights():
+            stored = tensors[f"model.layers.{layer}.mlp.{part.tensor}"]
             torch.testing.assert_close(stored, weight.to(stored.dtype), rtol=2**-7, atol=0)
             errors.append((stored.float() - weight).abs().flatten())
             weight.copy_(stored)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import xft.moe.layer
@@ -18,11 +18,18 @@ from xft.moe.layer import Experts, MoELayer, Router, _dispatch, _with_spare
 EXPERTS, HIDDEN, FFN = 5, 24, 40
 
 
+def llama_ffn(hidden: int, ffn: int, activation: nn.Module | None = None) -> LlamaMLP:
+    found = LlamaMLP(LlamaConfig(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=1))
+    if activation is not None:
+        found.act_fn = activation
+    return found
+
+
 def make_layer(active: int, *, gate: str = "mlp", noise: bool = False, rule: str = "shared-normalized") -> MoELayer:
     torch.manual_seed(active)
-    shared = LlamaMLP(LlamaConfig(hidden_size=HIDDEN, intermediate_size=FFN, num_attention_heads=2))
+    shared = llama_ffn(HIDDEN, FFN)
     router = Router(HIDDEN, EXPERTS - 1, active - 1, rule=rule, gate=gate, noise=noise)
-    layer = MoELayer(shared, router, Experts(HIDDEN, FFN, EXPERTS - 1, shared.act_fn))
+    layer = MoELayer(shared, router, Experts(shared, FAMILIES["llama"], EXPERTS - 1))
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return layer
@@ -110,7 +117,7 @@ def kept_experts(tokens: int, keep: int, dtype: torch.dtype = torch.float64) -> 
 @pytest.mark.parametrize("tokens", [1, 6])
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh")])
 def test_the_hand_written_gradient_is_that_of_finite_differences(activation: nn.Module, tokens: int) -> None:
-    experts = Experts(3, 2, EXPERTS - 1, activation).double()
+    experts = Experts(llama_ffn(3, 2, activation), FAMILIES["llama"], EXPERTS - 1).double()
     for parameter in experts.parameters():
         nn.init.normal_(parameter)
     x_TD, ids_TK, weights_TK = kept_experts(tokens, 2)
@@ -123,9 +130,57 @@ def test_the_hand_written_gradient_is_that_of_finite_differences(activation: nn.
     assert torch.autograd.gradcheck(run, (x_TD, weights_TK, *experts.parameters()))
 
 
+def stock_ffn(model_type: str) -> nn.Module:
+    """One FFN of a family's own class, with random weights and biases."""
+    family = FAMILIES[model_type]
+    config = AutoConfig.for_model(
+        model_type, hidden_size=12, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, head_dim=6,
+        num_key_value_heads=2, vocab_size=16, pad_token_id=0,
+    )  # fmt: skip
+    ffn = AutoModelForCausalLM.from_config(config).get_submodule(family.ffn(0))
+    for parameter in ffn.parameters():
+        nn.init.normal_(parameter)
+    return ffn.double().eval()
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_familys_experts_compute_what_its_own_ffn_does_with_its_gradients(model_type: str) -> None:
+    ffn = stock_ffn(model_type)
+    experts = Experts(ffn, FAMILIES[model_type], EXPERTS - 1).double()
+    with torch.no_grad():
+        for part in FAMILIES[model_type].parts:
+            if hasattr(experts, part.stack):
+                getattr(experts, part.stack).copy_(
+                    ffn.get_parameter(part.tensor).expand_as(getattr(experts, part.stack))
+                )
+    assert sum(len(stack[0].flatten()) for stack in experts.stacks()) == sum(p.numel() for p in ffn.parameters())
+    x_TD, ids_TK, weights_TK = kept_experts(9, 2)
+    x_TD = x_TD[:, :12].detach().requires_grad_()
+    output_weights_TD = torch.randn(9, 12, dtype=torch.float64)
+    found_TD = experts(x_TD, ids_TK, weights_TK)
+    expected_TD = ffn(x_TD) * weights_TK.sum(-1, keepdim=True)
+    torch.testing.assert_close(found_TD, expected_TD)
+    inputs = [x_TD, weights_TK]
+    ours = torch.autograd.grad((found_TD * output_weights_TD).sum(), [*inputs, *experts.stacks()])
+    theirs = torch.autograd.grad((expected_TD * output_weights_TD).sum(), [*inputs, *ffn.parameters()])
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(one, other)
+    of_ffn = dict(zip((name for name, _ in ffn.named_parameters()), theirs[2:], strict=True))
+    names = [name for name, _ in experts.named_parameters()]
+    of_experts = {name: ours[2 + place].sum(0) for place, name in enumerate(sorted(names, key=stack_order(experts)))}
+    for part in FAMILIES[model_type].parts:
+        if part.tensor in of_ffn:
+            torch.testing.assert_close(of_experts[part.stack], of_ffn[part.tensor])
+
+
+def stack_order(experts: Experts) -> Callable[[str], int]:
+    order = [id(stack) for stack in experts.stacks()]
+    return lambda name: order.index(id(experts.get_parameter(name)))
+
+
 def test_autocast_over_fp32_masters_is_bit_for_bit_bf16_on_rounded_weights() -> None:
     masters = make_layer(3).experts
-    rounded = Experts(HIDDEN, FFN, EXPERTS - 1, masters.activation).bfloat16()
+    rounded = Experts(llama_ffn(HIDDEN, FFN), FAMILIES["llama"], EXPERTS - 1).bfloat16()
     with torch.no_grad():
         for parameter, master in zip(rounded.parameters(), masters.parameters(), strict=True):
             parameter.copy_(master)
@@ -145,7 +200,7 @@ def test_autocast_over_fp32_masters_is_bit_for_bit_bf16_on_rounded_weights() -> 
 
 def test_bf16_gradients_are_those_of_fp64_up_to_rounding() -> None:
     exact = make_layer(3).experts.bfloat16().double()
-    rough = Experts(HIDDEN, FFN, EXPERTS - 1, exact.activation).bfloat16()
+    rough = Experts(llama_ffn(HIDDEN, FFN), FAMILIES["llama"], EXPERTS - 1).bfloat16()
     rough.load_state_dict(exact.state_dict())
     x_TD, ids_TK, weights_TK = kept_experts(50, 2)
     gradients = []
@@ -209,10 +264,15 @@ def test_under_bf16_autocast_our_experts_multiply_in_bf16_and_routers_in_fp32(
     products: list[tuple[torch.dtype, ...]] = []
     linears: list[tuple[torch.dtype, ...]] = []
     functional = xft.moe.layer.F
-    mm, linear = torch.mm, functional.linear
+    mm, addmm, linear = torch.mm, torch.addmm, functional.linear
 
     def watched_product(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
         result = mm(x, weight, **options)
+        products.append((x.dtype, weight.dtype, result.dtype))
+        return result
+
+    def watched_product_and_bias(bias: Tensor, x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        result = addmm(bias, x, weight, **options)
         products.append((x.dtype, weight.dtype, result.dtype))
         return result
 
@@ -223,20 +283,22 @@ def test_under_bf16_autocast_our_experts_multiply_in_bf16_and_routers_in_fp32(
         return result
 
     monkeypatch.setattr(torch, "mm", watched_product)
+    monkeypatch.setattr(torch, "addmm", watched_product_and_bias)
     monkeypatch.setattr(functional, "linear", watched_linear)
     ids = torch.arange(3, 33)[None]
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(ids, labels=ids).loss
     layers, routed = model.config.num_hidden_layers, model.config.xft["experts"] - 1
-    assert products == [(torch.bfloat16,) * 3] * (3 * routed * layers)  # gate, up, down: ours ran, once an expert
+    matrices = len(FAMILIES[model_type].projections)
+    assert products == [(torch.bfloat16,) * 3] * (matrices * routed * layers)  # ours ran, once an expert and matrix
     loss.backward()
     assert set(products) == {(torch.bfloat16,) * 3}  # the backward pass too
     assert len(routers) == layers
     assert linears == [(torch.float32,) * 3] * (3 * layers)  # hidden, scores, noise
-    for layer in model.model.layers:
+    for layer in model.base_model.layers:
         assert type(layer.mlp) is MoELayer
-        assert layer.mlp.experts.up_proj.grad.dtype == torch.float32
-        assert layer.mlp.experts.up_proj.grad.abs().max() > 0
+        assert layer.mlp.experts.stacks()[0].grad.dtype == torch.float32
+        assert layer.mlp.experts.stacks()[0].grad.abs().max() > 0
         assert layer.mlp.router.hidden.weight.grad.abs().max() > 0
 
 

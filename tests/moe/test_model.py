@@ -82,7 +82,7 @@ def test_every_familys_mixture_keeps_its_values_when_saved_and_loaded(
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
     assert again.config.xft == model.config.xft
-    assert [type(layer.mlp) for layer in again.model.layers] == [MoELayer] * 2
+    assert [type(layer.mlp) for layer in again.base_model.layers] == [MoELayer] * 2
 
 
 def test_config_counts_experts_and_active_with_the_shared_one(tiny_dense: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_config_counts_experts_and_active_with_the_shared_one(tiny_dense: Path, 
         "base": "dense", "base_dtype": "float32",
     }  # fmt: skip
     layer = AutoModelForCausalLM.from_pretrained(tmp_path).model.layers[0].mlp
-    assert len(layer.experts.gate_proj) == 4  # and the shared one
+    assert layer.experts.routed == len(layer.experts.gate_proj) == 4  # and the shared one
     assert layer.router(torch.randn(2, config.hidden_size)).routing.ids_TK.shape == (2, 2)
 
 

@@ -51,7 +51,7 @@ def test_a_models_response_loss_and_gradients_equal_those_over_its_full_logits(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(dense_of(model_type), dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(4, len(model.model.embed_tokens.weight), (3, 24), generator=generator)
+    ids = torch.randint(4, len(model.get_input_embeddings().weight), (3, 24), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 15:] = 0
     labels = ids.clone()

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
-from xft.families import Family
+from xft.families import Family, Part
 from xft.memory import keep_heap_warm
 from xft.merge.combine import linear
 from xft.merge.methods import Coefficients
@@ -74,12 +74,12 @@ class Merging(nn.Module):
         head: nn.Module = self.dense.get_output_embeddings()
         return head
 
-    def ffn_weights(self) -> list[tuple[tuple[int, int], nn.Parameter]]:
-        """Return the merged matrices with their layer and the number of their projection."""
-        found: list[tuple[tuple[int, int], nn.Parameter]] = []
+    def ffn_weights(self) -> list[tuple[tuple[int, Part], nn.Parameter]]:
+        """Return the merged matrices and biases with their layer and part."""
+        found: list[tuple[tuple[int, Part], nn.Parameter]] = []
         for layer in range(self.mixture.layers):
-            ffn = self.dense.get_submodule(self.family.ffn.format(layer=layer))
-            found += [((layer, n), ffn.get_submodule(name).weight) for n, name in enumerate(self.family.projections)]
+            ffn = self.dense.get_submodule(self.family.ffn(layer))
+            found += [((layer, part), ffn.get_parameter(part.tensor)) for part in self.mixture.parts]
         return found
 
     @torch.no_grad()
@@ -94,8 +94,8 @@ class Merging(nn.Module):
     def remix(self) -> None:
         """Overwrite the merged matrices with the mix that the present coefficients give."""
         coefficients = self.coefficients()
-        for (layer, projection), weight in self.ffn_weights():
-            linear(self._experts(layer, projection), coefficients.of(layer, projection), out=weight.data)
+        for (layer, part), weight in self.ffn_weights():
+            linear(self.mixture.experts(layer, part), coefficients.of(layer, part.place), out=weight.data)
 
     @torch.no_grad()
     def contract(self) -> None:
@@ -104,13 +104,13 @@ class Merging(nn.Module):
         shares_LPR, shared_LP = coefficients.shares_LPR, coefficients.shared_LP
         places = shares_LPR.shape[1]
         inner_LPE = torch.zeros(*shares_LPR.shape[:2], shares_LPR.shape[2] + (shared_LP is not None))
-        for (layer, projection), weight in self.ffn_weights():
+        for (layer, part), weight in self.ffn_weights():
             if weight.grad is None:
                 continue
             gradient = weight.grad.reshape(-1)
-            for number, expert in enumerate(self._experts(layer, projection)):
+            for number, expert in enumerate(self.mixture.experts(layer, part)):
                 inner = torch.dot(gradient, expert.reshape(-1).to(gradient))
-                inner_LPE[layer, projection if places > 1 else 0, number] += float(inner)
+                inner_LPE[layer, part.place if places > 1 else 0, number] += float(inner)
             weight.grad = None
         inner_LPR = inner_LPE[..., -shares_LPR.shape[2] :]
         mean_LP = (shares_LPR * inner_LPR).sum(-1)
@@ -122,9 +122,6 @@ class Merging(nn.Module):
             self.shift_LP.grad = slope_LP.to(self.shift_LP) + self.prior * self.shift_LP
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-
-    def _experts(self, layer: int, projection: int) -> list[Tensor]:
-        return self.mixture.experts(layer, self.family.projections[projection])
 
     def movement(self) -> float:
         """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""

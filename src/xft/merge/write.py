@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.families import Part
 from xft.merge.combine import Options, linear
 from xft.merge.methods import Coefficients
 from xft.moe.mixture import Mixture
@@ -35,7 +36,7 @@ def dense_skeleton(mixture: Mixture) -> Any:
     config = AutoConfig.for_model(**dense_config(mixture))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    ffn = {name for layer in range(mixture.layers) for name in mixture.family.ffn_tensors(layer)}
+    ffn = {f"{mixture.family.ffn(layer)}.{part.tensor}" for layer in range(mixture.layers) for part in mixture.parts}
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if name == mixture.family.head and name not in mixture:
@@ -72,20 +73,16 @@ def write_merged(
     """
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
-    ffns = tuple(f"{mixture.family.ffn.format(layer=layer)}." for layer in range(mixture.layers))
+    ffns = tuple(f"{mixture.family.ffn(layer)}." for layer in range(mixture.layers))
     stacks = {
-        mixture.experts_name(layer, name): (layer, number)
-        for layer in range(mixture.layers)
-        for number, name in enumerate(mixture.family.projections)
+        mixture.experts_name(layer, part): (layer, part) for layer in range(mixture.layers) for part in mixture.parts
     }
 
-    def merged(layer: int, projection: int) -> list[Tensor]:
-        kind = mixture.family.projections[projection]
-        name = f"{mixture.family.ffn.format(layer=layer)}.{kind}.weight"
-        experts_E, weights_E = mixture.experts(layer, kind), coefficients.of(layer, projection)
-        stack = mixture.experts_name(layer, kind)
-        for place, expert in enumerate(experts_E):
-            finite(expert, stack if place else mixture.shared_name(layer, kind) or stack)
+    def merged(layer: int, part: Part, name: str) -> list[Tensor]:
+        experts_E, weights_E = mixture.experts(layer, part), coefficients.of(layer, part.place)
+        stack = mixture.experts_name(layer, part)
+        for number, expert in enumerate(experts_E):
+            finite(expert, stack if number else mixture.shared_name(layer, part) or stack)
         if differences is None:
             mixed = linear(experts_E, weights_E)
         else:
@@ -101,9 +98,9 @@ def write_merged(
     plan: list[Planned] = []
     for name in mixture.names():
         if name in stacks:
-            layer, projection = stacks[name]
-            target = f"{mixture.family.ffn.format(layer=layer)}.{mixture.family.projections[projection]}.weight"
-            shape, make = tuple(mixture.shape(name)[1:]), partial(merged, layer, projection)
+            layer, part = stacks[name]
+            target, shape = f"{mixture.family.ffn(layer)}.{part.tensor}", tuple(mixture.shape(name)[1:])
+            make = partial(merged, layer, part, target)
             plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
         elif not name.startswith(ffns):
             copied = copy_of(mixture, name)

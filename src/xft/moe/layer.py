@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, T = B*S tokens, D hidden size, F FFN size, R routed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from xft.families import Family
 from xft.moe.routers import ROUTERS, Routing
 
 NOISE_FLOOR = 0.01  # Shazeer et al.'s epsilon, as in the reference
@@ -94,70 +95,89 @@ def _with_spare(count: int) -> int:
     return -(-count // step) * step
 
 
+class _Form(NamedTuple):
+    """How an FFN's hidden state follows from its inner projections, and which of the stacked tensors is what."""
+
+    inner: int
+    """Matrices from D: gate and up, or a single one."""
+    bias: bool
+    """Each matrix has a bias."""
+    hidden: Callable[..., Tensor]
+    """Takes the inner projections."""
+
+
 class _MixExperts(torch.autograd.Function):
     """Weighted sum of the kept experts' outputs, one expert after the other.
 
     Written by hand because autograd over stacked matrices casts and differentiates whole stacks: here an expert's cast
     matrices and its (M, F) intermediates, M being its rows, are used while they are in the cache, and a stack is never
-    held in a second dtype. Saved for the backward pass are the gate and up projections and the experts' outputs;
-    `activation(gate) * up` is computed again.
+    held in a second dtype. Saved for the backward pass are the inner projections and the experts' outputs; the hidden
+    state, such as `activation(gate) * up`, is computed again.
+
+    `stacks` are the inner matrices (R, F, D), the outer one (R, D, F), and their biases in the same order.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        weights_TK: Tensor,
-        gate_RFD: Tensor,
-        up_RFD: Tensor,
-        down_RDF: Tensor,
-        dispatch: _Dispatch,
-        activation: nn.Module,
-        keep: bool,
+        ctx: Any, x_TD: Tensor, weights_TK: Tensor, dispatch: _Dispatch, form: _Form, keep: bool, *stacks: Tensor
     ) -> Tensor:
-        total = len(dispatch.token_N)
+        total, dtype = len(dispatch.token_N), x_TD.dtype
+        matrices, biases = stacks[: form.inner + 1], stacks[form.inner + 1 :] or [None] * (form.inner + 1)
         y_ND = x_TD.new_empty(total, x_TD.shape[1])
-        gate_NF, up_NF = (x_TD.new_empty(total, gate_RFD.shape[1]) if keep else None for _ in range(2))
+        inner = [x_TD.new_empty(total, matrix.shape[1]) if keep else None for matrix in matrices[:-1]]
         for expert, rows in _slices(dispatch.counts_R):
             x_MD = x_TD.index_select(0, dispatch.token_N[rows])
-            gate_MF = torch.mm(x_MD, gate_RFD[expert].to(x_TD.dtype).t(), out=_part(gate_NF, rows))
-            up_MF = torch.mm(x_MD, up_RFD[expert].to(x_TD.dtype).t(), out=_part(up_NF, rows))
-            torch.mm(activation(gate_MF) * up_MF, down_RDF[expert].to(x_TD.dtype).t(), out=y_ND[rows])
+            *weights, down_DF = (matrix_R[expert].to(dtype) for matrix_R in matrices)
+            *offsets, down_D = (None if bias_R is None else bias_R[expert].to(dtype) for bias_R in biases)
+            parts = [
+                _project(x_MD, weight, offset, _part(kept, rows))
+                for weight, offset, kept in zip(weights, offsets, inner, strict=True)
+            ]
+            _project(form.hidden(*parts), down_DF, down_D, y_ND[rows])
         if keep:
-            ctx.save_for_backward(
-                x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, gate_NF, up_NF, y_ND, dispatch.token_N, dispatch.row_TK
-            )
-            ctx.counts_R, ctx.activation = dispatch.counts_R, activation
+            ctx.save_for_backward(x_TD, weights_TK, y_ND, dispatch.token_N, dispatch.row_TK, *inner, *stacks)
+            ctx.counts_R, ctx.form = dispatch.counts_R, form
         return _sum_rows(y_ND, dispatch.row_TK, weights_TK.to(y_ND.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_TD,) = grads
-        x_TD, weights_TK, gate_RFD, up_RFD, down_RDF, gate_NF, up_NF, y_ND, token_N, row_TK = ctx.saved_tensors
+        (dy_TD,), form = grads, ctx.form
+        x_TD, weights_TK, y_ND, token_N, row_TK, *others = ctx.saved_tensors
+        inner, stacks = others[: form.inner], others[form.inner :]
+        *weights, down_RDF = stacks[: form.inner + 1]
         weights_N = weights_TK.new_zeros(len(token_N)).scatter_(0, row_TK.view(-1), weights_TK.reshape(-1))
         dweights_N = torch.empty_like(weights_N)
         dx_ND = torch.empty_like(y_ND)
-        dgate_RFD, dup_RFD, ddown_RDF = (
-            torch.empty_like(weight) if needed else None
-            for weight, needed in zip((gate_RFD, up_RFD, down_RDF), ctx.needs_input_grad[2:5], strict=True)
-        )
+        needed = ctx.needs_input_grad[5:]
+        dstacks = [torch.empty_like(stack) if wanted else None for stack, wanted in zip(stacks, needed, strict=True)]
+        dmatrices, dbiases = dstacks[: form.inner + 1], dstacks[form.inner + 1 :]
         for expert, rows in _slices(ctx.counts_R):
-            gate_MF, up_MF = (tensor_NF[rows].detach().requires_grad_() for tensor_NF in (gate_NF, up_NF))
+            parts = [tensor_NF[rows].detach().requires_grad_() for tensor_NF in inner]
             with torch.enable_grad():
-                hidden_MF = ctx.activation(gate_MF) * up_MF
+                hidden_MF = form.hidden(*parts)
             x_MD, dy_MD = x_TD.index_select(0, token_N[rows]), dy_TD.index_select(0, token_N[rows])
             torch.sum(dy_MD * y_ND[rows], -1, dtype=dweights_N.dtype, out=dweights_N[rows])
             dy_MD = dy_MD * weights_N[rows, None].to(dy_MD.dtype)
             dhidden_MF = torch.mm(dy_MD, down_RDF[expert].to(dy_MD.dtype))
-            dgate_MF, dup_MF = torch.autograd.grad(hidden_MF, (gate_MF, up_MF), dhidden_MF)
-            torch.mm(dgate_MF, gate_RFD[expert].to(x_TD.dtype), out=dx_ND[rows])
-            dx_ND[rows].addmm_(dup_MF, up_RFD[expert].to(x_TD.dtype))
-            _put_product(dgate_RFD, expert, dgate_MF, x_MD)
-            _put_product(dup_RFD, expert, dup_MF, x_MD)
-            _put_product(ddown_RDF, expert, dy_MD, hidden_MF.detach())
-        dx_TD = _sum_rows(dx_ND, row_TK, None)
-        return dx_TD, dweights_N[row_TK], dgate_RFD, dup_RFD, ddown_RDF, None, None, None
+            dparts = torch.autograd.grad(hidden_MF, parts, dhidden_MF)
+            for number, (dpart_MF, weight_RFD) in enumerate(zip(dparts, weights, strict=True)):
+                if number == 0:
+                    torch.mm(dpart_MF, weight_RFD[expert].to(x_TD.dtype), out=dx_ND[rows])
+                else:
+                    dx_ND[rows].addmm_(dpart_MF, weight_RFD[expert].to(x_TD.dtype))
+                _put_product(dmatrices[number], expert, dpart_MF, x_MD)
+            _put_product(dmatrices[-1], expert, dy_MD, hidden_MF.detach())
+            for dbias_RO, dout_MO in zip(dbiases, (*dparts, dy_MD) if dbiases else (), strict=True):
+                if dbias_RO is not None:
+                    dbias_RO[expert] = dout_MO.sum(0)
+        return _sum_rows(dx_ND, row_TK, None), dweights_N[row_TK], None, None, None, *dstacks
+
+
+def _project(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, out: Tensor | None) -> Tensor:
+    if bias_O is None:
+        return torch.mm(x_MI, weight_OI.t(), out=out)
+    return torch.addmm(bias_O, x_MI, weight_OI.t(), out=out)
 
 
 def _slices(counts_R: list[int]) -> Iterator[tuple[int, slice]]:
@@ -187,24 +207,44 @@ def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tens
 
 
 class Experts(nn.Module):
-    """R gated FFNs in three stacked matrices."""
+    """R FFNs of a family, gated or not, in stacked matrices and biases called as the family calls them."""
 
-    def __init__(self, hidden_size: int, ffn_size: int, routed: int, activation: nn.Module) -> None:
+    def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
+        """Take shapes, biases and activation from the family's own module; the experts are not filled."""
         super().__init__()
-        self.gate_proj = nn.Parameter(torch.empty(routed, ffn_size, hidden_size))
-        self.up_proj = nn.Parameter(torch.empty(routed, ffn_size, hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(routed, hidden_size, ffn_size))
-        self.activation = activation
+        self.routed, self.names = routed, family.projections
+        linears = [ffn.get_submodule(name) for name in self.names]
+        biased = all(linear.bias is not None for linear in linears)
+        for name, linear in zip(self.names, linears, strict=True):
+            weight: Tensor = linear.weight  # type: ignore[assignment]
+            self.register_parameter(name, nn.Parameter(weight.new_empty(routed, *weight.shape)))
+            if biased:
+                self.register_parameter(f"{name}_bias", nn.Parameter(weight.new_empty(routed, weight.shape[0])))
+        self.activation = ffn.get_submodule(family.activation)
+        self.form = _Form(len(family.inner), biased, self._fused if family.fused else self._hidden)
+
+    def _hidden(self, first_MF: Tensor, *up_MF: Tensor) -> Tensor:
+        """Apply the activation to the gate, if any, or to the only projection."""
+        hidden_MF: Tensor = self.activation(first_MF)
+        return hidden_MF * up_MF[0] if up_MF else hidden_MF
+
+    def _fused(self, gate_up: Tensor) -> Tensor:
+        """Take gate and up out of one projection."""
+        return self._hidden(*gate_up.chunk(2, dim=-1))
+
+    def stacks(self) -> list[Tensor]:
+        """Return the matrices, then the biases, each in the family's order."""
+        biases = [f"{name}_bias" for name in self.names] if self.form.bias else []
+        return [self.get_parameter(name) for name in (*self.names, *biases)]
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of the kept experts' outputs, (T, D)."""
-        device = x_TD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.gate_proj.dtype
+        device, stacks = x_TD.device.type, self.stacks()
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else stacks[0].dtype
         with torch.autocast(device, enabled=False):  # it would cast again what is cast here
             mixed_TD: Tensor = _MixExperts.apply(  # type: ignore[no-untyped-call]
-                x_TD.to(dtype), weights_TK, self.gate_proj, self.up_proj, self.down_proj,
-                _dispatch(ids_TK, len(self.gate_proj)), self.activation, torch.is_grad_enabled(),
-            )  # fmt: skip
+                x_TD.to(dtype), weights_TK, _dispatch(ids_TK, self.routed), self.form, torch.is_grad_enabled(), *stacks
+            )
         return mixed_TD
 
 

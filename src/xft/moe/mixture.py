@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
-from xft.families import MOE_PREFIX
+from xft.families import MOE_PREFIX, Part
 from xft.moe.routers import ROUTERS, RouterRule, split_counts
 
 
@@ -28,10 +28,16 @@ class Mixture(Checkpoint):
                 f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`"
             )
         for layer in range(self.layers):
-            for projection in self.family.projections:
-                for name in (self.shared_name(layer, projection), self.experts_name(layer, projection)):
+            for part in self.parts:
+                for name in (self.shared_name(layer, part), self.experts_name(layer, part)):
                     if name is not None and name not in self:
                         raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
+
+    @property
+    def parts(self) -> list[Part]:
+        """Return what the experts consist of: the family's matrices, and the biases that are there."""
+        parts = self.family.parts
+        return [part for part in parts if part.tensor.endswith(".weight") or self.experts_name(0, part) in self]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,18 +54,17 @@ class Mixture(Checkpoint):
         """Return the number of routed experts."""
         return split_counts(self.options["router"], self.options["experts"], self.options["active"])[0]
 
-    def shared_name(self, layer: int, projection: str) -> str | None:
-        """Name a matrix of the shared expert; None where there is none."""
-        ffn = self.family.ffn.format(layer=layer)
-        return f"{ffn}.shared_expert.{projection}.weight" if self.rule.shared else None
+    def shared_name(self, layer: int, part: Part) -> str | None:
+        """Name a tensor of the shared expert; None where there is none."""
+        return f"{self.family.ffn(layer)}.shared_expert.{part.tensor}" if self.rule.shared else None
 
-    def experts_name(self, layer: int, projection: str) -> str:
-        """Name the stacked matrices of the routed experts."""
-        return f"{self.family.ffn.format(layer=layer)}.experts.{projection}"
+    def experts_name(self, layer: int, part: Part) -> str:
+        """Name the stacked tensors of the routed experts."""
+        return f"{self.family.ffn(layer)}.experts.{part.stack}"
 
-    def experts(self, layer: int, projection: str) -> list[Tensor]:
-        """Return one matrix of every expert, the shared one first, backed by the file's pages."""
-        shared, stack_R = self.shared_name(layer, projection), self.read(self.experts_name(layer, projection))
+    def experts(self, layer: int, part: Part) -> list[Tensor]:
+        """Return one tensor of every expert, the shared one first, backed by the file's pages."""
+        shared, stack_R = self.shared_name(layer, part), self.read(self.experts_name(layer, part))
         return [*([] if shared is None else [self.read(shared)]), *stack_R.unbind()]
 
 

@@ -45,8 +45,8 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
 
     def build(self: Any, config: Any) -> None:
         dense_model.__init__(self, config)
-        for layer in self.model.layers:
-            layer.mlp = moe_layer(layer.mlp, config)
+        for layer in self.base_model.layers:
+            layer.mlp = moe_layer(layer.mlp, config, family)
             for module in layer.mlp.modules():
                 initialise(module, std=config.initializer_range)
 
@@ -70,17 +70,14 @@ class MoEConfig:
     """
 
 
-def moe_layer(ffn: nn.Module, config: Any) -> MoELayer:
+def moe_layer(ffn: nn.Module, config: Any, family: Family) -> MoELayer:
     """Put a stock FFN module into a mixture layer as its shared expert, if any; routed experts are not filled."""
     options = config.xft
     routed, keep = split_counts(options["router"], options["experts"], options["active"])
     router = Router(
         config.hidden_size, routed, keep, rule=options["router"], gate=options["gate"], noise=options["gate_noise"]
     )
-    activation = ffn.act_fn
-    assert isinstance(activation, nn.Module)
-    experts = Experts(config.hidden_size, config.intermediate_size, routed, activation)
-    return MoELayer(ffn if router.rule.shared else None, router, experts)
+    return MoELayer(ffn if router.rule.shared else None, router, Experts(ffn, family, routed))
 
 
 @torch.no_grad()
@@ -96,8 +93,8 @@ def initialise(module: nn.Module, std: float) -> None:
         if module.bias_R is not None:
             init.zeros_(module.bias_R)
     if isinstance(module, Experts):
-        for weight in (module.gate_proj, module.up_proj, module.down_proj):
-            init.normal_(weight, mean=0.0, std=std)
+        for stack in module.parameters():
+            init.normal_(stack, mean=0.0, std=std)
 
 
 register()
