@@ -21,7 +21,7 @@ TRAINING = {
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
 COMMANDS = (
-    *("run", "upcycle", "prove", "tune", "merge", "soup", "report"),
+    *("run", "upcycle", "prove", "tune", "merge", "export", "soup", "report"),
     *("eval", "eval score", "eval compare", "doctor"),
 )
 

@@ -1,4 +1,4 @@
-"""The commands that make models: run, upcycle, prove, tune, merge, soup, report."""
+"""The commands that make models: run, upcycle, prove, tune, merge, export, soup, report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, upcycle, prove, tune, merge, soup, report):
+    for command in (run, upcycle, prove, tune, merge, export, soup, report):
         app.command()(command)
 
 
@@ -204,6 +204,25 @@ def soup(
     folders = [resolve_base(model) for model in models]
     inputs = {f"{number} {folder}": folder_digest(folder) for number, folder in enumerate(folders)}
     options.finish(out, "soup", {"weights": weight}, inputs, lambda partial, _: work_on(folders, weight, partial), None)
+
+
+def export(
+    moe: Annotated[str, typer.Argument(help="A mixture.")],
+    out: Out,
+    to: Annotated[str | None, typer.Option(help="mixtral, qwen2-moe, qwen3-moe; by default what fits.")] = None,
+) -> None:
+    """Write a mixture in a stock format, where a stock class has the router's rule."""
+    options.need_training()
+    from xft.export import export as work_on
+    from xft.moe.mixture import Mixture
+    from xft.stage import folder_digest
+
+    folder = Mixture(moe).folder
+
+    def work(partial: Path, _meter: Meter) -> None:
+        print(f"format: {work_on(folder, partial, to)}")
+
+    options.finish(out, "export", {"to": to}, {"moe": folder_digest(folder)}, work, None)
 
 
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:

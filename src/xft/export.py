@@ -1,0 +1,181 @@
+"""Write a mixture in a stock format, where a stock class of transformers has the router's rule.
+
+To add a format, register a `Stock` in STOCK; `tests/test_export.py` then loads and compares every rule that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.errors import CheckpointError
+from xft.moe.mixture import Mixture
+from xft.progress import track
+from xft.registry import Registry
+
+UNUSED_FFN = 8
+"""Width of a shared expert that a class demands and the mixture has not; it is filled with zeros."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stock:
+    """A mixture class of transformers, and which of our mixtures it can hold."""
+
+    families: tuple[str, ...]
+    """Dense families whose attention, norms and FFN it shares."""
+    rules: Mapping[str, Mapping[str, Any]]
+    """The routers that it has, with the keys of config.json that choose them."""
+    model_type: str
+    model_class: str
+    expert: str
+    """Name of one expert's matrix, with `{ffn}`, `{expert}` and `{name}`."""
+    names: Mapping[str, str]
+    """How it calls gate_proj, up_proj and down_proj."""
+    gate: str
+    """Name of the router's matrix, with `{ffn}`."""
+    config: Callable[[Mapping[str, Any], int, int], dict[str, Any]]
+    """Gives its keys of config.json from the mixture's, the number of experts and of active ones."""
+    extra: Callable[[int, int], Mapping[str, tuple[int, ...]]] = lambda *_: {}
+    """Gives names, with `{ffn}`, and shapes of tensors of zeros that it demands, from D and F."""
+
+
+STOCK: Registry[Stock] = Registry("stock format")
+
+
+def _qwen(config: Mapping[str, Any], experts: int, active: int) -> dict[str, Any]:
+    size = config["intermediate_size"]
+    return {"num_experts": experts, "num_experts_per_tok": active, "moe_intermediate_size": size,
+            "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+
+
+OWN_NAMES = {name: name for name in ("gate_proj", "up_proj", "down_proj")}
+QWEN_RULES = {"topk-softmax": {"norm_topk_prob": True}, "softmax-topk": {"norm_topk_prob": False}}
+QWEN_EXPERT, QWEN_GATE = "{ffn}.experts.{expert}.{name}.weight", "{ffn}.gate.weight"
+
+STOCK.register("mixtral")(
+    Stock(
+        families=("llama", "mistral"), rules={"topk-softmax": {}},
+        model_type="mixtral", model_class="MixtralForCausalLM",
+        expert="{layer}.block_sparse_moe.experts.{expert}.{name}.weight",
+        names={"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}, gate="{layer}.block_sparse_moe.gate.weight",
+        config=lambda config, experts, active: {
+            "num_local_experts": experts, "num_experts_per_tok": active,
+            "sliding_window": config.get("sliding_window"),
+        },
+    )
+)  # fmt: skip
+STOCK.register("qwen3-moe")(
+    Stock(
+        families=("qwen3",), rules=QWEN_RULES, model_type="qwen3_moe", model_class="Qwen3MoeForCausalLM",
+        expert=QWEN_EXPERT, names=OWN_NAMES, gate=QWEN_GATE, config=_qwen,
+    )
+)  # fmt: skip
+STOCK.register("qwen2-moe")(
+    Stock(
+        families=("qwen2",), rules=QWEN_RULES, model_type="qwen2_moe", model_class="Qwen2MoeForCausalLM",
+        expert=QWEN_EXPERT, names=OWN_NAMES, gate=QWEN_GATE,
+        config=lambda *given: _qwen(*given) | {"shared_expert_intermediate_size": UNUSED_FFN},
+        extra=lambda hidden, _ffn: {
+            "{ffn}.shared_expert.gate_proj.weight": (UNUSED_FFN, hidden),
+            "{ffn}.shared_expert.up_proj.weight": (UNUSED_FFN, hidden),
+            "{ffn}.shared_expert.down_proj.weight": (hidden, UNUSED_FFN),
+            "{ffn}.shared_expert_gate.weight": (1, hidden),
+        },
+    )
+)  # fmt: skip
+
+
+def export(folder: Path, out: Path, to: str | None = None) -> str:
+    """Write a mixture as a stock checkpoint in the base's dtype, one tensor an expert; return the format's name.
+
+    Gate noise, which counts in training only, is left out.
+
+    Raises:
+        CheckpointError: no mixture, or one that no stock class can hold; says why, and which can be held.
+    """
+    mixture = Mixture(folder)
+    name = to or next((each for each, stock in STOCK.items() if not _obstacle(mixture, stock)), None)
+    if name is None:
+        raise CheckpointError(f"{folder}: no stock class holds it ({_reasons(mixture)}); {_possible()}")
+    stock = STOCK[name]
+    if obstacle := _obstacle(mixture, stock):
+        raise CheckpointError(f"{folder}: {name} can't hold it: {obstacle}; {_possible()}")
+    plan = list(_plan(mixture, stock))
+    with track("export", sum(planned.nbytes for planned in plan)) as advance:
+        write_checkpoint(out, plan, progress=advance)
+    copy_companions(mixture.folder, out)
+    kept = {key: value for key, value in mixture.config.items() if key not in ("xft", "mlp_bias", "attention_bias")}
+    keys = {
+        "model_type": stock.model_type,
+        "architectures": [stock.model_class],
+        "dtype": mixture.options["base_dtype"],
+    }
+    own = stock.config(mixture.config, mixture.routed, int(mixture.options["active"]))
+    write_config(out, kept | keys | own | dict(stock.rules[mixture.options["router"]]))
+    return name
+
+
+def _obstacle(mixture: Mixture, stock: Stock) -> str:
+    """Say why a class can't hold a mixture, "" when it can."""
+    options = mixture.options
+    if mixture.family.model_type not in stock.families:
+        return f"its attention is that of {' and '.join(stock.families)}, not of {mixture.family.model_type}"
+    if options["router"] not in stock.rules:
+        return f"its router is {' or '.join(stock.rules)}, not {options['router']}"
+    if options["gate"] != "linear":
+        return f"its gate is one matrix, not the gate {options['gate']!r}"
+    if len(mixture.parts) > len(mixture.family.projections):
+        return "its experts have no biases"
+    if mixture.config.get("attention_bias"):
+        return "its attention has no biases"
+    return ""
+
+
+def _reasons(mixture: Mixture) -> str:
+    return "; ".join(f"{name}: {_obstacle(mixture, stock)}" for name, stock in STOCK.items())
+
+
+def _possible() -> str:
+    can = "; ".join(
+        f"{name}: {' or '.join(stock.families)} upcycled with --router {' or '.join(stock.rules)} --gate linear"
+        for name, stock in STOCK.items()
+    )
+    return f"what can be exported: {can}; every mixture can be merged (`xft merge`)"
+
+
+def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
+    dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
+    ffns = {f"{mixture.family.ffn(layer)}.": layer for layer in range(mixture.layers)}
+    for name in mixture.names():
+        if not name.startswith(tuple(ffns)):
+            copied = copy_of(mixture, name)
+            yield Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make)
+    hidden, size = int(mixture.config["hidden_size"]), int(mixture.config["intermediate_size"])
+    for layer in ffns.values():
+        ffn = mixture.family.ffn(layer)
+        at = {"ffn": ffn, "layer": ffn.rpartition(".")[0]}
+        for part in mixture.parts:
+            stack = mixture.experts_name(layer, part)
+            for expert in range(mixture.routed):
+                target = stock.expert.format(**at, expert=expert, name=stock.names[part.stack])
+                shape, make = tuple(mixture.shape(stack)[1:]), partial(_expert, mixture, stack, expert, dtype)
+                yield Planned(name=target, shape=shape, dtype=dtype, make=make)
+        scores = copy_of(mixture, f"{ffn}.router.scores.weight")
+        yield Planned(name=stock.gate.format(**at), shape=scores.shape, dtype=dtype, make=scores.make)
+        for name, shape in stock.extra(hidden, size).items():
+            yield Planned(name=name.format(**at), shape=shape, dtype=dtype, make=partial(_zeros, shape, dtype))
+
+
+def _expert(mixture: Mixture, stack: str, expert: int, dtype: torch.dtype) -> list[Tensor]:
+    return [finite(mixture.read(stack)[expert], stack).to(dtype)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    return [torch.zeros(shape, dtype=dtype)]

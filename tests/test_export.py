@@ -1,0 +1,90 @@
+"""Stock formats hold what they promise: loaded by transformers alone, with the mixture's logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import conftest
+from xft.errors import CheckpointError
+from xft.export import STOCK, export
+from xft.recipe import UpcycleConfig
+from xft.upcycle import upcycle
+
+IDS = torch.randint(4, 260, (3, 24), generator=torch.Generator().manual_seed(1))
+HELD = [(name, family, rule) for name, stock in STOCK.items() for family in stock.families for rule in stock.rules]
+
+
+def mixture_of(base: Path, folder: Path, **options: Any) -> Path:
+    folder.mkdir()
+    upcycle(
+        base, folder, UpcycleConfig.model_validate({"experts": 5, "active": 3, "gate": "linear", **options}), seed=2
+    )
+    return conftest.perturb_experts(folder)
+
+
+def dense_without_attention_bias(dense_of: Callable[..., Path], family: str, **options: Any) -> Path:
+    return dense_of(family, **({"attention_bias": False} if family == "llama" else {}), **options)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("name", "family", "rule"), HELD)
+def test_an_exported_mixture_loads_as_the_stock_class_with_the_same_logits(
+    name: str, family: str, rule: str, tied: bool, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_without_attention_bias(dense_of, family, tie_word_embeddings=tied)
+    mixture = mixture_of(base, tmp_path / "moe", router=rule)
+    (tmp_path / "out").mkdir()
+    assert export(mixture, tmp_path / "out") == name
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(loaded).__name__ == STOCK[name].model_class
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(mixture)(IDS).logits
+        theirs = loaded(IDS).logits
+        dense = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-5)
+    assert float((ours - dense).abs().max()) > 0.05  # the experts matter
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_the_base_s_dtype_is_kept(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    mixture = mixture_of(dense_of("qwen3", "bfloat16"), tmp_path / "moe", router="topk-softmax")
+    (tmp_path / "out").mkdir()
+    export(mixture, tmp_path / "out", "qwen3-moe")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "to", "message"),
+    [
+        ("llama", {"router": "shared-normalized"}, None, "mixtral: its router is topk-softmax, not shared-normalized"),
+        ("llama", {"router": "topk-softmax", "gate": "mlp"}, "mixtral", "its gate is one matrix, not the gate 'mlp'"),
+        ("llama", {"router": "topk-softmax"}, "qwen3-moe", "its attention is that of qwen3, not of llama"),
+        ("gemma2", {"router": "topk-softmax"}, None, "its attention is that of llama and mistral, not of gemma2"),
+        ("qwen2", {"router": "deepseek"}, "qwen2-moe", "its router is topk-softmax or softmax-topk, not deepseek"),
+    ],
+)
+def test_what_no_stock_class_can_hold_is_refused_with_what_can_be(
+    family: str, options: dict[str, Any], to: str | None, message: str, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = mixture_of(dense_without_attention_bias(dense_of, family), tmp_path / "moe", **options)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        export(mixture, tmp_path / "out", to)
+    assert message in str(caught.value)
+    assert "what can be exported: mixtral: llama or mistral upcycled with --router topk-softmax" in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_attention_biases_fit_no_mixtral(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    mixture = mixture_of(dense_of("llama"), tmp_path / "moe", router="topk-softmax")
+    assert json.loads((mixture / "config.json").read_text())["attention_bias"]
+    with pytest.raises(CheckpointError, match="its attention has no biases"):
+        export(mixture, tmp_path, "mixtral")
