@@ -42,7 +42,7 @@ class Proof:
     """The same after two channels of one expert's last matrix were swapped; must exceed the tolerance."""
     probe_tokens: int
     preserves_dense: bool = True
-    """Whether the router promises that the mixture computes what its parent does."""
+    """Whether router and experts promise that the mixture computes what its parent does."""
     divergence: float = 0.0
     """Mean KL divergence of the mixture's predictions from the parent's, nats a token; where that is not promised."""
 
@@ -53,7 +53,7 @@ class Proof:
     def __str__(self) -> str:
         if not self.preserves_dense:
             return (
-                f"no proof: this router does not preserve the dense model; predictions diverge by "
+                f"no proof: this mixture does not start as the dense model; predictions diverge by "
                 f"{self.divergence:.3f} nats a token, logits differ by {self.max_difference:.1e} at most"
             )
         return f"proof: logits differ by {self.max_difference:.1e} at most, tolerance {self.tolerance:.1e}"
@@ -62,7 +62,7 @@ class Proof:
 def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     """Compare a mixture with its dense parent on random probe sequences.
 
-    Where the router does not promise equality, measure the difference and demand nothing.
+    Where router and experts don't promise equality, measure the difference and demand nothing.
 
     Raises:
         CheckpointError: one of them is damaged, or `mixture` is none.
@@ -83,7 +83,7 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         mixed = hidden_states(child, ids, torch.float32, advance=advance)
         damaged = hidden_states(child, ids, torch.float32, tamper=partial(_swap_channels, child), advance=advance)
     own = difference(parent, exact, parent, plain)
-    preserves = child.rule.preserves_dense
+    preserves = child.preserves_dense
     proof = Proof(
         max_difference=difference(parent, plain, child, mixed),
         dense_own_error=own,

@@ -76,6 +76,10 @@ class UpcycleConfig(Section):
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
     gate: Literal["mlp", "linear"] = "mlp"
     """Network that scores the routed experts: the paper's two-layer tanh, or one matrix."""
+    redraw: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each routed expert's channels drawn anew (Drop-Upcycling); above 0 the base is not preserved."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the routed experts' weights, in deviations of each matrix; above 0 the base is not preserved."""
     gate_noise: bool = True
     """Learned Gaussian noise on the gate's logits in training (Shazeer et al., as in the reference)."""
 

@@ -1,18 +1,21 @@
-"""The stage `upcycle`: a dense checkpoint becomes a mixture, tensor by tensor, every expert a copy of its FFN."""
+"""The stage `upcycle`: a dense checkpoint becomes a mixture, tensor by tensor, the experts copies of its FFNs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xft.cards import write_mixture_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
+from xft.families import Part
+from xft.moe.diversity import diversified
 from xft.moe.layer import Router
 from xft.moe.mixture import is_mixture
 from xft.moe.model import initialise
@@ -64,6 +67,14 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
     missing = [name for layer in range(source.layers) for name in family.ffn_tensors(layer) if name not in source]
     if missing:
         raise CheckpointError(f"{source.folder}: no tensor {missing[0]!r}, which a {family.model_type} model has")
+    channels = int(source.config["intermediate_size"])
+
+    def expert(layer: int, part: Part, tensor: Tensor, number: int) -> Tensor:
+        if not (config.redraw or config.noise):
+            return tensor
+        own = (seed + layer, number)
+        return diversified(tensor, part, family, channels, redraw=config.redraw, noise=config.noise, seed=own)
+
     for name in source.names():
         if name not in parts:
             yield copy_of(source, name)
@@ -72,7 +83,7 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
         ffn = family.ffn(layer)
         if rule.shared:
             yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{part.tensor}")
-        yield stacked_copies(source, name, f"{ffn}.experts.{part.stack}", routed)
+        yield stacked(source, name, f"{ffn}.experts.{part.stack}", routed, partial(expert, layer, part))
         if part.tensor == f"{family.down}.weight":
             router = new_router(int(source.config["hidden_size"]), routed, keep, config, seed + layer)
             dtype = source.dtype(family.embedding)
@@ -82,14 +93,16 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
                 )
 
 
-def stacked_copies(source: Checkpoint, name: str, new_name: str, copies: int) -> Planned:
-    """Plan a stack of equal experts, (R, ...); the copies are written one after the other, never held together."""
-    return Planned(
-        name=new_name,
-        shape=(copies, *source.shape(name)),
-        dtype=source.dtype(name),
-        make=lambda: (tensor for tensor in [finite(source.read(name), name)] for _ in range(copies)),
-    )
+def stacked(
+    source: Checkpoint, name: str, new_name: str, copies: int, expert: Callable[[Tensor, int], Tensor]
+) -> Planned:
+    """Plan a stack of experts, (R, ...); they are made and written one after the other, never held together."""
+
+    def make() -> Iterator[Tensor]:
+        tensor = finite(source.read(name), name)
+        return (expert(tensor, number) for number in range(copies))
+
+    return Planned(name=new_name, shape=(copies, *source.shape(name)), dtype=source.dtype(name), make=make)
 
 
 def new_router(hidden_size: int, routed: int, keep: int, config: UpcycleConfig, seed: int) -> Router:

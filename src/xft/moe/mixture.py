@@ -50,6 +50,12 @@ class Mixture(Checkpoint):
         return ROUTERS[str(self.options["router"])]
 
     @property
+    def preserves_dense(self) -> bool:
+        """Whether the fresh mixture promises to compute what its dense parent computes."""
+        changed = self.options.get("redraw") or self.options.get("noise")
+        return self.rule.preserves_dense and not changed
+
+    @property
     def routed(self) -> int:
         """Return the number of routed experts."""
         return split_counts(self.options["router"], self.options["experts"], self.options["active"])[0]
