@@ -74,7 +74,7 @@ def test_the_streamed_forward_pass_is_the_models_own(
     folder = {"dense": dense_of, "mixture": moe_of}[kind](model_type)
     ids = torch.arange(3, 43).reshape(2, 20)
     with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(folder).model(ids).last_hidden_state
+        expected = AutoModelForCausalLM.from_pretrained(folder).base_model(ids).last_hidden_state
     torch.testing.assert_close(hidden_states(Checkpoint(folder), ids, torch.float32), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -144,6 +144,19 @@ class Planned:
         return self.dtype.itemsize * _product(self.shape)
 
 
+def named_as_stored(model: Any, family: Family) -> Iterator[tuple[str, Any]]:
+    """Give a model's parameters and persistent buffers by their names in a checkpoint.
+
+    Only the output matrix may have another one: newer classes of transformers rename it while they load (GPT-NeoX).
+    A tied one is given once, as the embedding.
+    """
+    head = model.get_output_embeddings().weight
+    for name, parameter in model.named_parameters():
+        yield family.head if parameter is head and name != family.embedding else name, parameter
+    kept = model.state_dict()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
 def copy_of(source: Checkpoint, name: str) -> Planned:
     """Plan a tensor as it stands in another checkpoint."""
     return Planned(

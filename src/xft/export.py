@@ -125,6 +125,8 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
 def _obstacle(mixture: Mixture, stock: Stock) -> str:
     """Say why a class can't hold a mixture, "" when it can."""
     options = mixture.options
+    if mixture.delta:
+        return "its experts are full matrices, not differences"
     if mixture.family.model_type not in stock.families:
         return f"its attention is that of {' and '.join(stock.families)}, not of {mixture.family.model_type}"
     if options["router"] not in stock.rules:
@@ -162,7 +164,7 @@ def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
         ffn = mixture.family.ffn(layer)
         at = {"ffn": ffn, "layer": ffn.rpartition(".")[0]}
         for part in mixture.parts:
-            stack = mixture.experts_name(layer, part)
+            stack = mixture.stack_names(layer, part)[0]
             for expert in range(mixture.routed):
                 target = stock.expert.format(**at, expert=expert, name=stock.names[part.stack])
                 shape, make = tuple(mixture.shape(stack)[1:]), partial(_expert, mixture, stack, expert, dtype)

@@ -109,13 +109,30 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
 
 
 def _swap_channels(mixture: Mixture, tensors: dict[str, Tensor]) -> None:
-    """Exchange the largest and the smallest channel that the first routed expert's last matrix reads."""
+    """Exchange the largest and the smallest channel that the first routed expert's last matrix reads.
+
+    Where it is a difference from the FFN, give it that of an exchange of its channels, as far as one rank can.
+    """
+    if mixture.delta:
+        _swap_by_difference(mixture.family.down, tensors)
+        return
     name = f"mlp.experts.{mixture.family.down}"
     down_DF = tensors[name][0]
     norms_F = down_DF.float().norm(dim=0)
     pair = [int(norms_F.argmin()), int(norms_F.argmax())]
     tensors[name] = tensors[name].clone()
     tensors[name][0][:, pair] = down_DF[:, pair[::-1]]
+
+
+def _swap_by_difference(down: str, tensors: dict[str, Tensor]) -> None:
+    ffn_DF = tensors[f"mlp.shared_expert.{down}.weight"].float()
+    norms_F = ffn_DF.norm(dim=0)
+    one, other = int(norms_F.argmax()), int(norms_F.argmin())
+    for suffix in ("_a", "_b"):
+        tensors[f"mlp.experts.{down}{suffix}"] = torch.zeros_like(tensors[f"mlp.experts.{down}{suffix}"]).float()
+    # (w_one - w_other)(e_other - e_one): what columns one and other gain when they change places
+    tensors[f"mlp.experts.{down}_a"][0, 0, [other, one]] = torch.tensor([1.0, -1.0])
+    tensors[f"mlp.experts.{down}_b"][0, :, 0] = ffn_DF[:, one] - ffn_DF[:, other]
 
 
 @torch.inference_mode()

@@ -72,6 +72,10 @@ class UpcycleConfig(Section):
     """Experts per layer; the shared one, if the router has one, included."""
     active: Annotated[int, Field(ge=1)] = 6
     """Experts each token uses; the shared one, if the router has one, included."""
+    layout: Literal["copy", "delta"] = "copy"
+    """Routed experts as full copies of the FFN, or as low-rank differences from it, trained with it."""
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the differences (layout delta)."""
     router: str = "shared-normalized"
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
     gate: Literal["mlp", "linear"] = "mlp"
@@ -87,6 +91,8 @@ class UpcycleConfig(Section):
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
+        if self.layout == "delta" and (self.redraw or self.noise):
+            raise ValueError("redraw and noise change copies; with layout=delta there are none")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -81,9 +82,12 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
             continue
         layer, part = parts[name]
         ffn = family.ffn(layer)
-        if rule.shared:
+        if rule.shared or config.layout == "delta":
             yield replace(copy_of(source, name), name=f"{ffn}.shared_expert.{part.tensor}")
-        yield stacked(source, name, f"{ffn}.experts.{part.stack}", routed, partial(expert, layer, part))
+        if config.layout == "copy":
+            yield stacked(source, name, f"{ffn}.experts.{part.stack}", routed, partial(expert, layer, part))
+        elif part.tensor.endswith(".weight"):
+            yield from differences(source, name, f"{ffn}.experts.{part.stack}", routed, config.rank, seed + layer)
         if part.tensor == f"{family.down}.weight":
             router = new_router(int(source.config["hidden_size"]), routed, keep, config, seed + layer)
             dtype = source.dtype(family.embedding)
@@ -103,6 +107,22 @@ def stacked(
         return (expert(tensor, number) for number in range(copies))
 
     return Planned(name=new_name, shape=(copies, *source.shape(name)), dtype=source.dtype(name), make=make)
+
+
+def differences(source: Checkpoint, name: str, new_name: str, routed: int, rank: int, seed: int) -> Iterator[Planned]:
+    """Plan low-rank differences of nothing: A, (R, r, in), as `nn.Linear` starts, and B, (R, out, r), of zeros."""
+    wide, narrow = source.shape(name)
+    dtype = source.dtype(name)
+
+    def random() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        return [((2 * torch.rand(routed, rank, narrow, generator=generator) - 1) * narrow**-0.5).to(dtype)]
+
+    yield Planned(name=f"{new_name}_a", shape=(routed, rank, narrow), dtype=dtype, make=random)
+    yield Planned(
+        name=f"{new_name}_b", shape=(routed, wide, rank), dtype=dtype,
+        make=lambda: [torch.zeros(routed, wide, rank, dtype=dtype)],
+    )  # fmt: skip
 
 
 def new_router(hidden_size: int, routed: int, keep: int, config: UpcycleConfig, seed: int) -> Router:

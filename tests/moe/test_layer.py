@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import xft.moe.layer
 from xft.families import FAMILIES
-from xft.moe.layer import Experts, MoELayer, Router, _dispatch, _with_spare
+from xft.moe.layer import Experts, MoELayer, Router, _with_spare, dispatched
 
 EXPERTS, HIDDEN, FFN = 5, 24, 40
 
@@ -236,7 +236,7 @@ def test_autocast_keeps_no_second_copy_of_a_stack_for_the_backward_pass() -> Non
         experts(x_TD, ids_TK, weights_TK)
     stacks = {parameter.data_ptr() for parameter in experts.parameters()}
     assert {tensor.data_ptr() for tensor in kept if tensor.dim() == 3} == stacks
-    rows = sum(_dispatch(ids_TK, 3).counts_R)
+    rows = sum(dispatched(ids_TK, 3).counts_R)
     floats = sum(tensor.numel() for tensor in kept if tensor.dtype == torch.bfloat16)
     assert floats == 50 * HIDDEN + rows * HIDDEN + 2 * rows * FFN  # x, the experts' outputs, gate and up
 
@@ -244,7 +244,7 @@ def test_autocast_keeps_no_second_copy_of_a_stack_for_the_backward_pass() -> Non
 @pytest.mark.parametrize("tokens", [0, 1, 7, 300])
 def test_dispatch_gives_each_expert_its_tokens_and_at_most_an_eighth_of_spare_rows(tokens: int) -> None:
     ids_TK = torch.rand(tokens, 5, generator=torch.Generator().manual_seed(tokens)).topk(2, dim=-1).indices
-    dispatch = _dispatch(ids_TK, 5)
+    dispatch = dispatched(ids_TK, 5)
     expert_N = torch.repeat_interleave(torch.arange(5), torch.tensor(dispatch.counts_R))
     assert torch.equal(expert_N[dispatch.row_TK], ids_TK)
     assert torch.equal(dispatch.token_N[dispatch.row_TK], torch.arange(tokens)[:, None].expand(-1, 2))

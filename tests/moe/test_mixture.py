@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
+from xft.families import FAMILIES
 from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.mixture import Mixture, is_mixture
@@ -89,3 +91,17 @@ def test_what_is_no_mixture_is_refused(tiny_dense: Path) -> None:
     assert not is_mixture(Checkpoint(tiny_dense))
     with pytest.raises(CheckpointError, match="not a mixture that xft made"):
         Mixture(tiny_dense)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_familys_tuned_models_are_written_whole(
+    model_type: str, dense_of: Callable[..., Path], moe_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    for kind, folder in (("dense", dense_of(model_type)), ("mixture", moe_of(model_type))):
+        out = tmp_path / kind
+        out.mkdir()
+        source, model = Checkpoint(folder), AutoModelForCausalLM.from_pretrained(folder)
+        save_tuned(model, source, out)
+        assert sorted(Checkpoint(out).names()) == sorted(source.names())
+        with torch.no_grad():
+            assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, model(IDS).logits)

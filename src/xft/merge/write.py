@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
+from xft.checkpoint import (
+    Checkpoint,
+    Planned,
+    copy_companions,
+    copy_of,
+    finite,
+    named_as_stored,
+    write_checkpoint,
+    write_config,
+)
 from xft.families import Part
 from xft.merge.combine import Options, linear
 from xft.merge.methods import Coefficients
@@ -38,10 +47,12 @@ def dense_skeleton(mixture: Mixture) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     ffn = {f"{mixture.family.ffn(layer)}.{part.tensor}" for layer in range(mixture.layers) for part in mixture.parts}
     weights: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if name == mixture.family.head and name not in mixture:
+    for (name, parameter), (stored, _) in zip(
+        model.named_parameters(), named_as_stored(model, mixture.family), strict=False
+    ):
+        if stored == mixture.family.head and stored not in mixture:
             continue  # tied to the embedding
-        weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(name).float()
+        weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(stored).float()
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     return model
@@ -74,15 +85,14 @@ def write_merged(
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
     ffns = tuple(f"{mixture.family.ffn(layer)}." for layer in range(mixture.layers))
-    stacks = {
-        mixture.experts_name(layer, part): (layer, part) for layer in range(mixture.layers) for part in mixture.parts
+    parts = {  # each is written where its first tensor is
+        mixture.tensor_names(layer, part)[0]: (layer, part) for layer in range(mixture.layers) for part in mixture.parts
     }
 
     def merged(layer: int, part: Part, name: str) -> list[Tensor]:
+        for source in mixture.tensor_names(layer, part):
+            finite(mixture.read(source), source)
         experts_E, weights_E = mixture.experts(layer, part), coefficients.of(layer, part.place)
-        stack = mixture.experts_name(layer, part)
-        for number, expert in enumerate(experts_E):
-            finite(expert, stack if number else mixture.shared_name(layer, part) or stack)
         if differences is None:
             mixed = linear(experts_E, weights_E)
         else:
@@ -97,10 +107,10 @@ def write_merged(
 
     plan: list[Planned] = []
     for name in mixture.names():
-        if name in stacks:
-            layer, part = stacks[name]
-            target, shape = f"{mixture.family.ffn(layer)}.{part.tensor}", tuple(mixture.shape(name)[1:])
-            make = partial(merged, layer, part, target)
+        if name in parts:
+            layer, part = parts[name]
+            target = f"{mixture.family.ffn(layer)}.{part.tensor}"
+            shape, make = tuple(mixture.experts(layer, part)[0].shape), partial(merged, layer, part, target)
             plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
         elif not name.startswith(ffns):
             copied = copy_of(mixture, name)

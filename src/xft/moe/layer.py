@@ -58,7 +58,7 @@ class Router(nn.Module):
             return RouterOutput(self.rule.route(noisy_TR, self.keep, *bias), logits_TR, noisy_TR, std_TR)
 
 
-class _Dispatch(NamedTuple):
+class Dispatch(NamedTuple):
     """Rows of one layer sorted by expert; a token has K rows, one per kept expert, and each expert a few spare ones.
 
     N counts all of them. With the spare rows the experts' row counts repeat, from layer to layer and step to step, so
@@ -73,7 +73,8 @@ class _Dispatch(NamedTuple):
     """How many rows each expert has."""
 
 
-def _dispatch(ids_TK: Tensor, routed: int) -> _Dispatch:
+def dispatched(ids_TK: Tensor, routed: int) -> Dispatch:
+    """Sort the rows of kept experts by expert."""
     expert_N, keep = ids_TK.reshape(-1), ids_TK.shape[1]
     used = torch.bincount(expert_N, minlength=routed).tolist()
     counts = [_with_spare(count) for count in used]
@@ -86,7 +87,7 @@ def _dispatch(ids_TK: Tensor, routed: int) -> _Dispatch:
     places_N += torch.tensor(shifts, device=ids_TK.device)[expert_N[order_N]]
     row_N = torch.empty_like(order_N).scatter_(0, order_N, places_N)
     token_N = order_N.new_zeros(sum_counts).scatter_(0, places_N, order_N // keep)
-    return _Dispatch(token_N, row_N.view_as(ids_TK), counts)
+    return Dispatch(token_N, row_N.view_as(ids_TK), counts)
 
 
 def _with_spare(count: int) -> int:
@@ -119,13 +120,13 @@ class _MixExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, weights_TK: Tensor, dispatch: _Dispatch, form: _Form, keep: bool, *stacks: Tensor
+        ctx: Any, x_TD: Tensor, weights_TK: Tensor, dispatch: Dispatch, form: _Form, keep: bool, *stacks: Tensor
     ) -> Tensor:
         total, dtype = len(dispatch.token_N), x_TD.dtype
         matrices, biases = stacks[: form.inner + 1], stacks[form.inner + 1 :] or [None] * (form.inner + 1)
         y_ND = x_TD.new_empty(total, x_TD.shape[1])
         inner = [x_TD.new_empty(total, matrix.shape[1]) if keep else None for matrix in matrices[:-1]]
-        for expert, rows in _slices(dispatch.counts_R):
+        for expert, rows in slices(dispatch.counts_R):
             x_MD = x_TD.index_select(0, dispatch.token_N[rows])
             *weights, down_DF = (matrix_R[expert].to(dtype) for matrix_R in matrices)
             *offsets, down_D = (None if bias_R is None else bias_R[expert].to(dtype) for bias_R in biases)
@@ -152,7 +153,7 @@ class _MixExperts(torch.autograd.Function):
         needed = ctx.needs_input_grad[5:]
         dstacks = [torch.empty_like(stack) if wanted else None for stack, wanted in zip(stacks, needed, strict=True)]
         dmatrices, dbiases = dstacks[: form.inner + 1], dstacks[form.inner + 1 :]
-        for expert, rows in _slices(ctx.counts_R):
+        for expert, rows in slices(ctx.counts_R):
             parts = [tensor_NF[rows].detach().requires_grad_() for tensor_NF in inner]
             with torch.enable_grad():
                 hidden_MF = form.hidden(*parts)
@@ -180,7 +181,8 @@ def _project(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, out: Tensor
     return torch.addmm(bias_O, x_MI, weight_OI.t(), out=out)
 
 
-def _slices(counts_R: list[int]) -> Iterator[tuple[int, slice]]:
+def slices(counts_R: list[int]) -> Iterator[tuple[int, slice]]:
+    """Give each expert and its rows."""
     end = 0
     for expert, count in enumerate(counts_R):
         end += count
@@ -206,22 +208,19 @@ def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tens
         grad_ROI[expert] = torch.mm(dy_MO.t(), x_MI)
 
 
-class Experts(nn.Module):
-    """R FFNs of a family, gated or not, in stacked matrices and biases called as the family calls them."""
+class RoutedExperts(nn.Module):
+    """What every layout of routed experts has: a family's FFN, its activation, and how its hidden state is formed."""
 
     def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
-        """Take shapes, biases and activation from the family's own module; the experts are not filled."""
+        """Take the names and the activation from the family's own module."""
         super().__init__()
-        self.routed, self.names = routed, family.projections
-        linears = [ffn.get_submodule(name) for name in self.names]
-        biased = all(linear.bias is not None for linear in linears)
-        for name, linear in zip(self.names, linears, strict=True):
-            weight: Tensor = linear.weight  # type: ignore[assignment]
-            self.register_parameter(name, nn.Parameter(weight.new_empty(routed, *weight.shape)))
-            if biased:
-                self.register_parameter(f"{name}_bias", nn.Parameter(weight.new_empty(routed, weight.shape[0])))
+        self.routed, self.names, self.inner = routed, family.projections, family.inner
         self.activation = ffn.get_submodule(family.activation)
-        self.form = _Form(len(family.inner), biased, self._fused if family.fused else self._hidden)
+        self.hidden = self._fused if family.fused else self._hidden
+
+    def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
+        """Return the weighted sum of all experts' outputs, (T, D); `ffn` is held beside the routed ones."""
+        raise NotImplementedError
 
     def _hidden(self, first_MF: Tensor, *up_MF: Tensor) -> Tensor:
         """Apply the activation to the gate, if any, or to the only projection."""
@@ -232,10 +231,34 @@ class Experts(nn.Module):
         """Take gate and up out of one projection."""
         return self._hidden(*gate_up.chunk(2, dim=-1))
 
+
+class Experts(RoutedExperts):
+    """R FFNs of a family, gated or not, in stacked matrices and biases called as the family calls them."""
+
+    def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
+        """Take shapes and biases from the family's own module; the experts are not filled."""
+        super().__init__(ffn, family, routed)
+        linears = [ffn.get_submodule(name) for name in self.names]
+        biased = all(linear.bias is not None for linear in linears)
+        for name, linear in zip(self.names, linears, strict=True):
+            weight: Tensor = linear.weight  # type: ignore[assignment]
+            self.register_parameter(name, nn.Parameter(weight.new_empty(routed, *weight.shape)))
+            if biased:
+                self.register_parameter(f"{name}_bias", nn.Parameter(weight.new_empty(routed, weight.shape[0])))
+        self.form = _Form(len(family.inner), biased, self.hidden)
+
+    def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
+        """Add the shared expert's output, if there is one, to the routed ones'."""
+        mixed_TD: Tensor = self(x_TD, routing.ids_TK, routing.routed_TK)
+        if ffn is None:
+            return mixed_TD
+        shared_TD: Tensor = ffn(x_TD)
+        return shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + mixed_TD.to(shared_TD.dtype)
+
     def stacks(self) -> list[Tensor]:
         """Return the matrices, then the biases, each in the family's order."""
         biases = [f"{name}_bias" for name in self.names] if self.form.bias else []
-        return [self.get_parameter(name) for name in (*self.names, *biases)]
+        return [getattr(self, name) for name in (*self.names, *biases)]
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of the kept experts' outputs, (T, D)."""
@@ -243,18 +266,15 @@ class Experts(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else stacks[0].dtype
         with torch.autocast(device, enabled=False):  # it would cast again what is cast here
             mixed_TD: Tensor = _MixExperts.apply(  # type: ignore[no-untyped-call]
-                x_TD.to(dtype), weights_TK, _dispatch(ids_TK, self.routed), self.form, torch.is_grad_enabled(), *stacks
+                x_TD.to(dtype), weights_TK, dispatched(ids_TK, self.routed), self.form, torch.is_grad_enabled(), *stacks
             )
         return mixed_TD
 
 
 class MoELayer(nn.Module):
-    """Routed experts, and a shared one unless the router has none, in the place of an FFN.
+    """Routed experts in the place of an FFN, and the FFN itself as `shared_expert`, where it is needed."""
 
-    `shared_expert` is the family's own FFN module.
-    """
-
-    def __init__(self, shared_expert: nn.Module | None, router: Router, experts: Experts) -> None:
+    def __init__(self, shared_expert: nn.Module | None, router: Router, experts: RoutedExperts) -> None:
         super().__init__()
         self.shared_expert = shared_expert
         self.router = router
@@ -263,9 +283,4 @@ class MoELayer(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Mix the experts' outputs; the shape and dtype are the FFN's."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        routing = self.router(x_TD).routing
-        mixed_TD: Tensor = self.experts(x_TD, routing.ids_TK, routing.routed_TK)
-        if self.shared_expert is not None:
-            shared_TD = self.shared_expert(x_TD)
-            mixed_TD = shared_TD * routing.shared_T[:, None].to(shared_TD.dtype) + mixed_TD.to(shared_TD.dtype)
-        return mixed_TD.reshape(x_BSD.shape)
+        return self.experts.mix(x_TD, self.router(x_TD).routing, self.shared_expert).reshape(x_BSD.shape)

@@ -29,20 +29,30 @@ class Mixture(Checkpoint):
             )
         for layer in range(self.layers):
             for part in self.parts:
-                for name in (self.shared_name(layer, part), self.experts_name(layer, part)):
-                    if name is not None and name not in self:
+                for name in self.tensor_names(layer, part):
+                    if name not in self:
                         raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
 
     @property
     def parts(self) -> list[Part]:
         """Return what the experts consist of: the family's matrices, and the biases that are there."""
         parts = self.family.parts
-        return [part for part in parts if part.tensor.endswith(".weight") or self.experts_name(0, part) in self]
+        held = f"{self.family.ffn(0)}.{'shared_expert' if self.rule.shared or self.delta else 'experts'}"
+        return [
+            part
+            for part in parts
+            if part.tensor.endswith(".weight") or {f"{held}.{part.tensor}", f"{held}.{part.stack}"} & set(self.names())
+        ]
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the mapping `xft` of config.json."""
         return dict(self.config["xft"])
+
+    @property
+    def delta(self) -> bool:
+        """Whether the routed experts are low-rank differences from the FFN."""
+        return self.options.get("layout") == "delta"
 
     @property
     def rule(self) -> RouterRule:
@@ -60,18 +70,38 @@ class Mixture(Checkpoint):
         """Return the number of routed experts."""
         return split_counts(self.options["router"], self.options["experts"], self.options["active"])[0]
 
-    def shared_name(self, layer: int, part: Part) -> str | None:
-        """Name a tensor of the shared expert; None where there is none."""
-        return f"{self.family.ffn(layer)}.shared_expert.{part.tensor}" if self.rule.shared else None
+    def ffn_name(self, layer: int, part: Part) -> str | None:
+        """Name a tensor of the FFN held beside the routed experts: the shared one, or what they differ from."""
+        return f"{self.family.ffn(layer)}.shared_expert.{part.tensor}" if self.rule.shared or self.delta else None
 
-    def experts_name(self, layer: int, part: Part) -> str:
-        """Name the stacked tensors of the routed experts."""
-        return f"{self.family.ffn(layer)}.experts.{part.stack}"
+    def stack_names(self, layer: int, part: Part) -> list[str]:
+        """Name the stacked tensors that make one tensor of the routed experts; biases have no differences."""
+        stack = f"{self.family.ffn(layer)}.experts.{part.stack}"
+        if not self.delta:
+            return [stack]
+        return [f"{stack}_a", f"{stack}_b"] if part.tensor.endswith(".weight") else []
+
+    def tensor_names(self, layer: int, part: Part) -> list[str]:
+        """Name all tensors that the experts' versions of one tensor are made of, the FFN's own first."""
+        name = self.ffn_name(layer, part)
+        return [*([] if name is None else [name]), *self.stack_names(layer, part)]
 
     def experts(self, layer: int, part: Part) -> list[Tensor]:
-        """Return one tensor of every expert, the shared one first, backed by the file's pages."""
-        shared, stack_R = self.shared_name(layer, part), self.read(self.experts_name(layer, part))
-        return [*([] if shared is None else [self.read(shared)]), *stack_R.unbind()]
+        """Return one tensor of every expert, the shared one first.
+
+        Of copies these are backed by the file's pages; what differs by a low rank is put together, in fp32.
+        """
+        stacks = [self.read(name) for name in self.stack_names(layer, part)]
+        name = self.ffn_name(layer, part)
+        ffn = None if name is None else self.read(name)
+        first = [ffn] if ffn is not None and self.rule.shared else []
+        if not self.delta:
+            return [*first, *stacks[0].unbind()]
+        assert ffn is not None
+        if not stacks:
+            return [*first, *[ffn] * self.routed]
+        narrow_RrI, wide_ROr = stacks
+        return [*first, *(ffn.float() + b.float() @ a.float() for a, b in zip(narrow_RrI, wide_ROr, strict=True))]
 
 
 def is_mixture(checkpoint: Checkpoint) -> bool:

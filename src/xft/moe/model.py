@@ -11,8 +11,10 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from xft.families import FAMILIES, Family
+from xft.moe.delta import DeltaExperts
 from xft.moe.layer import Experts, MoELayer, Router
 from xft.moe.routers import split_counts
 
@@ -29,6 +31,10 @@ def register() -> None:
         config_class, model_class = moe_classes(family)
         AutoConfig.register(family.moe_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+        # What transformers renames in the dense family's checkpoints it must rename in these too (GPT-NeoX's head)
+        renamed = get_checkpoint_conversion_mapping(family.model_class)
+        if renamed:
+            register_checkpoint_conversion_mapping(family.moe_class, renamed, overwrite=True)
 
 
 @cache
@@ -71,18 +77,23 @@ class MoEConfig:
 
 
 def moe_layer(ffn: nn.Module, config: Any, family: Family) -> MoELayer:
-    """Put a stock FFN module into a mixture layer as its shared expert, if any; routed experts are not filled."""
+    """Put a stock FFN module into a mixture layer, where that needs it; routed experts are not filled."""
     options = config.xft
     routed, keep = split_counts(options["router"], options["experts"], options["active"])
     router = Router(
         config.hidden_size, routed, keep, rule=options["router"], gate=options["gate"], noise=options["gate_noise"]
     )
+    if options.get("layout") == "delta":
+        return MoELayer(ffn, router, DeltaExperts(ffn, family, routed, options["rank"]))
     return MoELayer(ffn if router.rule.shared else None, router, Experts(ffn, family, routed))
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, std: float) -> None:
-    """Initialise routers as `nn.Linear` does (the reference's way), gate noise to zero, experts from N(0, std²)."""
+    """Initialise routers as `nn.Linear` does (the reference's way), gate noise to zero, experts from N(0, std²).
+
+    Of low-rank differences, A is initialised as `nn.Linear` does and B to zero.
+    """
     if isinstance(module, Router):
         for linear in (module.hidden, module.scores):
             if linear is not None:
@@ -92,6 +103,12 @@ def initialise(module: nn.Module, std: float) -> None:
             init.zeros_(module.noise.weight)
         if module.bias_R is not None:
             init.zeros_(module.bias_R)
+    if isinstance(module, DeltaExperts):
+        for name, stack in module.named_parameters():
+            if name.endswith("_b"):
+                init.zeros_(stack)
+            else:
+                init.uniform_(stack, -(stack.shape[-1] ** -0.5), stack.shape[-1] ** -0.5)
     if isinstance(module, Experts):
         for stack in module.parameters():
             init.normal_(stack, mean=0.0, std=std)

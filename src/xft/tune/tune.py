@@ -17,7 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from xft.cards import write_mixture_card
-from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, require_disk, write_checkpoint, write_config
+from xft.checkpoint import (
+    Checkpoint,
+    Planned,
+    copy_companions,
+    finite,
+    named_as_stored,
+    require_disk,
+    write_checkpoint,
+    write_config,
+)
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
@@ -149,7 +158,8 @@ def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
     """
     mixture = is_mixture(source)
     dtype = torch.float32 if mixture else source.dtype(source.family.embedding)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in source}
+    named = named_as_stored(model, source.family)
+    state = {name: tensor.detach() for name, tensor in named if name in source}
     plan = [
         Planned(name=name, shape=tuple(tensor.shape), dtype=dtype, make=partial(_checked, tensor, name))
         for name, tensor in state.items()

@@ -1,0 +1,167 @@
+"""Experts as low-rank differences: against full matrices put together, in values, gradients, merges and proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xft.families import FAMILIES
+from xft.merge.fit import Merging
+from xft.merge.methods import Coefficients, equal_coefficients
+from xft.merge.write import write_merged
+from xft.moe.delta import DeltaExperts
+from xft.moe.layer import Experts
+from xft.moe.mixture import Mixture
+from xft.moe.routers import ROUTERS, Routing
+from xft.prove import prove
+from xft.recipe import MergeConfig, RecipeError, UpcycleConfig, parse_section
+from xft.upcycle import upcycle
+
+EXPERTS, RANK = 4, 3
+IDS = torch.randint(4, 260, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+def stock_ffn(model_type: str) -> nn.Module:
+    config = AutoConfig.for_model(
+        model_type, hidden_size=12, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, head_dim=6,
+        num_key_value_heads=2, vocab_size=16, pad_token_id=0,
+    )  # fmt: skip
+    ffn = AutoModelForCausalLM.from_config(config).get_submodule(FAMILIES[model_type].ffn(0))
+    for parameter in ffn.parameters():
+        nn.init.normal_(parameter)
+    return ffn.double().eval()
+
+
+def routing(tokens: int, keep: int) -> Routing:
+    ids_TK = torch.rand(tokens, EXPERTS).topk(keep, dim=-1).indices
+    weights_TK = torch.rand(tokens, keep, dtype=torch.float64, requires_grad=True)
+    shared_T = torch.rand(tokens, dtype=torch.float64, requires_grad=True)
+    return Routing(shared_T, weights_TK, ids_TK, torch.rand(tokens, EXPERTS))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt_neox"])
+def test_differences_compute_what_full_matrices_compute_in_values_and_gradients(model_type: str) -> None:
+    torch.manual_seed(3)
+    family, ffn = FAMILIES[model_type], stock_ffn(model_type)
+    deltas = DeltaExperts(ffn, family, EXPERTS, RANK).double()
+    for parameter in deltas.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x_TD, routed = torch.randn(9, 12, dtype=torch.float64, requires_grad=True), routing(9, 2)
+    output_weights_TD = torch.randn(9, 12, dtype=torch.float64)
+
+    full = Experts(ffn, family, EXPERTS).double()
+    stacks = {}
+    for name in family.projections:
+        a, b = (deltas.get_parameter(f"{name}_{end}") for end in "ab")
+        stacks[name] = ffn.get_submodule(name).weight + b @ a
+        if full.form.bias:
+            stacks[f"{name}_bias"] = ffn.get_submodule(name).bias.expand(EXPERTS, -1)
+    expected_TD = torch.func.functional_call(full, stacks, (x_TD, routed.ids_TK, routed.routed_TK))
+    expected_TD = expected_TD + routed.shared_T[:, None] * ffn(x_TD)
+    found_TD = deltas.mix(x_TD, routed, ffn)
+    torch.testing.assert_close(found_TD, expected_TD)
+    leaves = [x_TD, routed.routed_TK, routed.shared_T, *deltas.parameters(), *ffn.parameters()]
+    ours, theirs = (torch.autograd.grad((y * output_weights_TD).sum(), leaves) for y in (found_TD, expected_TD))
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(deltas.mix(x_TD, routed, ffn), expected_TD)
+
+
+def mixture_of(base: Path, folder: Path, **options: Any) -> Path:
+    folder.mkdir()
+    given = {"experts": 5, "active": 3, "layout": "delta", "rank": RANK, **options}
+    upcycle(base, folder, UpcycleConfig.model_validate(given), seed=2)
+    return folder
+
+
+def perturbed(mixture: Path) -> Path:
+    import conftest
+
+    return conftest.perturb_experts(mixture, std=0.1)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_a_fresh_mixture_of_differences_proves_itself(
+    model_type: str, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_of(model_type)
+    proof = prove(base, mixture_of(base, tmp_path / "moe"))
+    assert proof.max_difference <= proof.tolerance
+    assert proof.negative_control_difference > 10 * proof.tolerance
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+def test_every_router_takes_differences(router: str, tiny_dense: Path, tmp_path: Path) -> None:
+    mixture = Mixture(mixture_of(tiny_dense, tmp_path / "moe", router=router))
+    assert prove(tiny_dense, mixture.folder).preserves_dense == ROUTERS[router].preserves_dense
+    assert mixture.delta
+    assert len(mixture.experts(0, mixture.parts[0])) == 5
+    torch.testing.assert_close(*mixture.experts(1, mixture.parts[2])[1:3])
+
+
+def test_a_bf16_base_keeps_its_dtype(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    base = dense_of("llama", "bfloat16")
+    mixture = Mixture(mixture_of(base, tmp_path / "moe"))
+    assert {mixture.dtype(name) for name in mixture.names()} == {torch.bfloat16}
+    prove(base, mixture.folder)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "starcoder2"])
+def test_the_merged_model_is_the_ffn_plus_the_weighted_differences(
+    model_type: str, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = Mixture(perturbed(mixture_of(dense_of(model_type), tmp_path / "moe")))
+    shares_LPR = torch.rand(2, 1, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_merged(mixture, Coefficients(shares_LPR, torch.full((2, 1), 0.6)), out)
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    family = mixture.family
+    for layer in range(2):
+        for part in mixture.parts:
+            found: Tensor = merged.get_parameter(f"{family.ffn(layer)}.{part.tensor}")
+            expected = mixture.read(f"{family.ffn(layer)}.shared_expert.{part.tensor}").float()
+            for expert in range(4) if part.tensor.endswith("weight") else ():
+                a, b = (mixture.read(f"{family.ffn(layer)}.experts.{part.stack}_{end}")[expert] for end in "ab")
+                expected = expected + 0.4 * shares_LPR[layer, 0, expert] * (b @ a)
+            torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_learned_coefficients_have_the_gradient_of_finite_differences(tiny_dense: Path, tmp_path: Path) -> None:
+    mixture = perturbed(mixture_of(tiny_dense, tmp_path / "moe"))
+    merging = Merging(Mixture(mixture), MergeConfig(shared_weight=0.5)).eval()
+    merging(input_ids=IDS, labels=IDS).loss.backward()
+    merging.contract()
+    assert merging.logits_LPR.grad is not None
+    gradient = float(merging.logits_LPR.grad[1, 0, 2])
+    losses = []
+    for step in (0.05, -0.05):
+        with torch.no_grad():
+            merging.logits_LPR[1, 0, 2] += step
+            merging.remix()
+            losses.append(float(merging(input_ids=IDS, labels=IDS).loss))
+            merging.logits_LPR[1, 0, 2] -= step
+    assert gradient == pytest.approx((losses[0] - losses[1]) / 0.1, rel=0.05, abs=1e-5)
+
+
+def test_merging_a_fresh_mixture_of_differences_gives_the_base_back(tiny_dense: Path, tmp_path: Path) -> None:
+    mixture = Mixture(mixture_of(tiny_dense, tmp_path / "moe"))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_merged(mixture, equal_coefficients(mixture.layers, mixture.routed, 0.75), out)
+    with torch.no_grad():
+        logits, base = (AutoModelForCausalLM.from_pretrained(folder)(IDS).logits for folder in (out, tiny_dense))
+    torch.testing.assert_close(logits, base, rtol=1e-5, atol=1e-5)
+
+
+def test_what_only_copies_can_do_is_refused() -> None:
+    with pytest.raises(RecipeError, match="redraw and noise change copies"):
+        parse_section(UpcycleConfig, {"layout": "delta", "redraw": 0.5}, "here")
