@@ -225,6 +225,7 @@ def test_samples_made_elsewhere_are_scored_and_compared(xft: Xft, humaneval: Seq
         rate = {"a": "100.0%", "b": "0.0%"}[name]
         assert f"humaneval: pass@1 {rate} of 12, 95% interval" in result.out
         assert "problems without an answer: 152 (not in the score: HumanEval/12, " in result.err
+        assert ", ...)" in result.err
         assert ("rejected lines: 2 (no problem of humaneval 1, not JSON 1)" in result.err) == (name == "a")
     result = xft("eval", "compare", tmp_path / "a" / "humaneval", tmp_path / "b" / "humaneval")
     assert result.code == 0, result.err
@@ -448,11 +449,11 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("upcycle", "BASE", "OUT", "--router", "topk-softmax", "--active", "1"), ("active must be at least 2",)),
         (("upcycle", "BASE", "OUT", "--router", "top-1"), ("unknown router 'top-1'", "shared-normalized")),
         (("upcycle", "BASE", "OUT", "--gate", "conv"), ("gate", "'mlp' or 'linear'")),
-        (("upcycle", "BASE", "OUT", "--set", "noise=1"), ("unknown key 'noise'", "gate_noise")),
+        (("upcycle", "BASE", "OUT", "--set", "nose=1"), ("unknown key 'nose'", "did you mean 'noise'?")),
         (("upcycle", "BASE", "OUT", "--set", "noise"), ("--set noise", "key=value")),
         (("merge", "MOE", "OUT", "--shared-weight", "1.5"), ("--shared-weight", "1; see --help")),
         (("merge", "MOE", "OUT", "--shared-weight", "-0.5"), ("--shared-weight", "0; see --help")),
-        (("merge", "MOE", "OUT", "--method", "median"), ("unknown merge method 'median'", "learned, uniform")),
+        (("merge", "MOE", "OUT", "--method", "median"), ("unknown merge method 'median'", "learned, router-weighted")),
         (("merge", "MOE", "OUT"), ("no data; give --data FILE",)),
         (("tune", "BASE", "OUT", "--data", "DATA", "--lr", "0"), ("lr", "greater than 0")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--epochs", "0"), ("--epochs", "1; see --help")),
@@ -581,3 +582,40 @@ def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(out).items())
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 31))
+
+
+# What a reader found
+
+
+def test_a_run_and_a_single_scoring_of_the_same_held_out_pairs_compare(
+    xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "moved.jsonl"
+    shutil.copy(pairs[0], copied)
+    for name, data in (("a", pairs[0]), ("b", copied)):
+        result = xft("eval", tiny_dense, "--bench", "", "--heldout", data, "--out", tmp_path / name)
+        assert result.code == 0, result.err
+        assert "held-out loss: " in result.out
+    result = xft("eval", "compare", tmp_path / "a" / "heldout", tmp_path / "b" / "heldout")
+    assert result.code == 0, result.err
+    assert "6 held-out responses" in result.out
+    assert "verdict: can't tell" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("eval", "BASE", "--bench", "", "--out", "OUT"), ("nothing to score", "--bench", "--heldout")),
+        (("eval", "BASE", "--prompt", "completion", "--heldout", "DATA", "--out", "OUT"), ("--heldout", "--prompt")),
+        (("prove", "MOE", "MOE"), ("is a mixture", "give the dense model")),
+        (("soup", "OUT", "BASE", "BASE", "--weight", "1", "--weight", "-1"), ("sum to 0",)),
+        (("export", "MOE", "OUT"), ("no stock class holds it", "mixtral", "--gate linear")),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    xft: Xft, arguments: tuple[str, ...], words: tuple[str, ...], tiny_dense: Path, tiny_moe: Path,
+    pairs: tuple[Path, Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    places = {"BASE": tiny_dense, "MOE": tiny_moe, "OUT": tmp_path / "out", "DATA": pairs[0]}
+    refused(xft(*(places.get(word, word) for word in arguments)), *words)
+    assert not (tmp_path / "out").exists()

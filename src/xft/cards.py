@@ -55,6 +55,8 @@ def write_merged_card(
     """Write the card of a merged dense model; `data` names the pairs that it has learned from."""
     options = mixture.options
     state = "instruction-tuned as a mixture" if tuned else "not tuned as a mixture"
+    places = coefficients.shares_LPR.shape[1]
+    sets = f" x {places} matrices" if places > 1 else ""
     shared = ""
     if coefficients.shared_LP is not None:
         low, high = (round(float(bound), 4) for bound in coefficients.shared_LP.aminmax())
@@ -72,12 +74,12 @@ architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
 | merge method | {method} |
 {shared}| prompt style | {prompt} |
 | seed | {seed} |
-| coefficients | `coefficients.safetensors` (layers x routed experts) |
+| coefficients | `coefficients.safetensors` (rows: layers{sets}, columns: routed experts) |
 | what made it | `manifest.json` |
 {pairs}
 Licence: {_licence(out)}.
 
-Scores: in the run's report (`eval/` and `report/index.html` of the run directory).
+Scores: `eval/` and `report/index.html` of the run that made it; of a model made by itself, what `xft eval` wrote.
 """,
         encoding="utf-8",
     )

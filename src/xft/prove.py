@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
-from xft.errors import ProofError
-from xft.moe.mixture import Mixture
+from xft.errors import CheckpointError, ProofError
+from xft.moe.mixture import Mixture, is_mixture
 from xft.progress import track
 
 TOLERANCE = 5.0
@@ -69,6 +69,8 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         ProofError: they differ by more than the tolerance, or the probe can't tell a damaged mixture from a whole one.
     """
     parent, child = Checkpoint(dense), Mixture(mixture)
+    if is_mixture(parent):
+        raise CheckpointError(f"{dense}: is a mixture; give the dense model that {mixture} was made of")
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
         if parent.config.get(key) != child.config.get(key):
             raise ProofError(

@@ -167,7 +167,8 @@ class MergeConfig(Section):
     @field_validator("also", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else value
+        names = value.split(",") if isinstance(value, str) else value
+        return list(dict.fromkeys(names)) if isinstance(names, list) else names
 
     @model_validator(mode="after")
     def _weight_can_move(self) -> MergeConfig:

@@ -283,3 +283,10 @@ def test_a_hub_name_that_cannot_be_had_is_a_clear_error(tmp_path: Path, call: st
     (line,) = done.stdout.splitlines()
     assert line.startswith(named)
     assert "check the name and the network, or download it and give its folder" in line
+
+
+def test_the_text_of_a_line_that_is_no_json_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b'nonsense\n"\xff"\n')
+    rejected = list(read_source(DataSource(path=str(path))))
+    assert [each.record for each in rejected if isinstance(each, Rejected)] == ["nonsense\n", "b'\"\\xff\"\\n'"]

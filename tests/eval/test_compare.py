@@ -10,7 +10,8 @@ from xft.eval.metrics import mcnemar_p, smallest_difference
 
 def write(folder: Path, passed: list[list[bool]], **scores: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"benchmark": "toy", "data_hash": "h"} | scores))
+    counts = {"samples_per_problem": len(passed[0])}
+    (folder / "scores.json").write_text(json.dumps({"benchmark": "toy", "data_hash": "h"} | counts | scores))
     lines = [
         {"task_id": f"toy/{i}", "sample": s, "status": "passed" if good else "failed", "fingerprint": "f"}
         for i, each in enumerate(passed)

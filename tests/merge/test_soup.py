@@ -37,14 +37,14 @@ def test_a_soup_is_the_mean_of_every_tensor(tiny_dense: Path, tmp_path: Path) ->
     assert (out / "tokenizer.json").exists()
 
 
-def test_weights_are_used_as_they_are(tiny_dense: Path, tmp_path: Path) -> None:
+def test_weights_are_divided_by_their_sum(tiny_dense: Path, tmp_path: Path) -> None:
     other = another(tiny_dense, tmp_path / "other", 1)
     out = tmp_path / "soup"
     out.mkdir()
-    soup([tiny_dense, other], [1.0, -0.5], out)
+    soup([tiny_dense, other], [3.0, 1.0], out)
     one, two, mixed = (load_file(folder / "model.safetensors") for folder in (tiny_dense, other, out))
     for name, tensor in mixed.items():
-        torch.testing.assert_close(tensor, one[name] - 0.5 * two[name])
+        torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * two[name])
 
 
 def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -52,6 +52,8 @@ def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Pa
         soup([tiny_dense], None, tmp_path)
     with pytest.raises(RecipeError, match="2 models, but 3 weights"):
         soup([tiny_dense, tiny_dense], [1.0, 2.0, 3.0], tmp_path)
+    with pytest.raises(RecipeError, match="the weights sum to 0"):
+        soup([tiny_dense, tiny_dense], [1.0, -1.0], tmp_path)
     with pytest.raises(CheckpointError, match="only one of them has a tensor"):
         soup([tiny_dense, dense_of("qwen3")], None, tmp_path)
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight is .*, .* has"):

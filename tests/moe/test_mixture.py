@@ -104,4 +104,5 @@ def test_every_familys_tuned_models_are_written_whole(
         save_tuned(model, source, out)
         assert sorted(Checkpoint(out).names()) == sorted(source.names())
         with torch.no_grad():
-            assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, model(IDS).logits)
+            again = AutoModelForCausalLM.from_pretrained(out)(IDS).logits
+            torch.testing.assert_close(again, model(IDS).logits, rtol=0, atol=1e-5)  # memory may be aligned otherwise

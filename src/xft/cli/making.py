@@ -55,7 +55,7 @@ def upcycle(
     seed: Seed = 42,
     settings: Set = None,
 ) -> None:
-    """Turn a dense model into a mixture that computes the same, and prove it."""
+    """Turn a dense model into a mixture; prove that it computes the same, where its router promises that."""
     from xft.recipe import UpcycleConfig
 
     config = options.section(UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate)
@@ -82,7 +82,7 @@ def prove(
     base: Annotated[str, typer.Argument(help="The dense model that a mixture was made of.")],
     moe: Annotated[Path, typer.Argument(help="The mixture, not yet tuned.")],
 ) -> None:
-    """Prove that a mixture computes what its dense parent computes."""
+    """Prove that a fresh mixture computes what its dense parent computes, or measure how far it is from that."""
     options.need_training()
     from xft.base import resolve_base
     from xft.prove import prove as work_on
@@ -177,7 +177,7 @@ def merge(
         work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
-                merge=config, data=[source.path for source in sources], base=parent,
+                merge=config, data=[source.path for source in sources if learned], base=parent,
             ),
             meter,
         )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xft.cli import options
-from xft.errors import DataError, RunError
+from xft.cli.options import Column, SkipBad
+from xft.errors import DataError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from xft.eval.benchmark import Benchmark
@@ -57,7 +58,9 @@ def evaluate(
     url: Annotated[
         str | None, typer.Option(help="The server's address for openai, such as http://host:8000/v1.")
     ] = None,
-    heldout: Annotated[Path | None, typer.Option(help="JSONL of pairs to measure the response loss on.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="Pairs to measure the response loss on.")] = None,
+    column: Column = None,
+    skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     data_dir: DataDir = None,
     allow_unsafe: Unsafe = False,
@@ -69,6 +72,10 @@ def evaluate(
     from xft.recipe import EvalConfig
 
     _use_data(data_dir)
+    if not _names(bench) and heldout is None:
+        raise RecipeError("nothing to score; name a benchmark with --bench, or pairs with --heldout")
+    if heldout and prompt == "completion":
+        raise RecipeError("--heldout needs a prompt that puts an instruction before a response; use another --prompt")
     entries = [{"name": name, "every": every} for name in _names(bench)]
     config = options.section(
         EvalConfig, None, benchmarks=entries, n=n, temperature=temperature, top_p=top_p, seed=seed,
@@ -79,7 +86,7 @@ def evaluate(
     from xft.eval.evaluate import evaluate as work_on
     from xft.stage import folder_digest
 
-    sources = options.sources_of([str(heldout)], None, None) if heldout else []
+    sources = options.sources_of([str(heldout)], None, column) if heldout else []
     if backend == "openai":
         folder, digest = model, f"{url} {model}"
     else:
@@ -90,7 +97,7 @@ def evaluate(
         folder, digest = str(path), folder_digest(path)
 
     def work(partial: Path, meter: Meter) -> None:
-        pairs = options.write_data(sources, False, partial) if sources else None
+        pairs = options.write_data(sources, skip_bad, partial) if sources else None
         job = EvalJob(
             model=folder, model_digest=digest, out=partial, style=prompt, config=config, heldout=pairs, label="eval",
             backend=backend, url=url, allow_unsafe=allow_unsafe,
@@ -103,7 +110,7 @@ def evaluate(
     options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
     for name in hashes:
         _show(out / name)
-    if heldout:
+    if (out / "heldout").is_dir():
         _show_loss(out / "heldout")
 
 
@@ -201,6 +208,11 @@ def _use_data(folder: Path | None) -> None:
         os.environ["XFT_DATA"] = str(folder)
 
 
+def _first(missing: dict[str, Any]) -> str:
+    """Name the first missing problems, and say so where there are more."""
+    return ", ".join([*missing["first"], *(["..."] if missing["problems"] > len(missing["first"]) else [])])
+
+
 def _show_loss(folder: Path) -> None:
     """Print the held-out loss."""
     from xft.stage import read_json
@@ -232,7 +244,7 @@ def _show(folder: Path) -> None:
     }
     details = {
         "rejected lines": ", ".join(f"{reason} {count}" for reason, count in scores["rejected"].items()),
-        "problems without an answer": "not in the score: " + ", ".join(scores["missing"]["first"]),
+        "problems without an answer": "not in the score: " + _first(scores["missing"]),
         "answers left out": "; ".join(f"{name}: {each['reason']}" for name, each in scores["not_run"].items()),
         "faults of the sandbox": "see verdicts.jsonl; the same command tries them again",
     }

@@ -21,6 +21,8 @@ from xft.errors import DataError, MissingExtraError
 from xft.fetch import HUB_NAME, fetch_snapshot
 from xft.recipe import DataSource
 
+SHOWN = 200
+"""Characters of a record that are kept of one that was rejected."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
@@ -36,7 +38,11 @@ class Rejected:
 
 
 class BadRecordError(ValueError):
-    """Say why a record can't be read."""
+    """Say why a record can't be read, and what stands there."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.text = text[:SHOWN]
 
 
 def resolve_files(source: DataSource) -> list[Path]:
@@ -75,12 +81,12 @@ def read_source(source: DataSource) -> Iterator[Example | Rejected]:
     for path in resolve_files(source):
         for where, record in read_records(path):
             if isinstance(record, BadRecordError):
-                yield Rejected(where=where, reason=str(record), record="")
+                yield Rejected(where=where, reason=str(record), record=record.text)
                 continue
             try:
                 yield to_example(record, where, source.columns)
             except BadRecordError as error:
-                yield Rejected(where=where, reason=str(error), record=str(record)[:200])
+                yield Rejected(where=where, reason=str(error), record=str(record)[:SHOWN])
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -105,9 +111,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path}:{number}", json.loads(line)
         except UnicodeDecodeError as error:
-            yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})")
+            yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})", repr(line))
         except ValueError as error:
-            yield f"{path}:{number}", BadRecordError(f"not JSON ({error})")
+            yield f"{path}:{number}", BadRecordError(f"not JSON ({error})", line.decode("utf-8", "replace"))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -172,7 +178,10 @@ def to_example(record: Any, where: str, columns: dict[Any, str]) -> Example:
             return Example(instruction=instruction, response=response, source=where, meta=meta)
     known = "; ".join(" + ".join(keys) for keys in LAYOUTS)
     found = ", ".join(map(str, record)) or "none"
-    raise BadRecordError(f"no known layout in its keys ({found}); known: {known}; or give a column map")
+    raise BadRecordError(
+        f"no known layout in its keys ({found}); known: {known}; or name its columns, with --column instruction=NAME "
+        "or columns: in a recipe"
+    )
 
 
 def _require_text(value: Any, field: str) -> None:

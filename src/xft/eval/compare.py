@@ -13,7 +13,10 @@ from xft.eval.metrics import Difference, mcnemar_p, paired_difference, paired_ra
 from xft.eval.score import read_verdicts
 from xft.stage import read_json
 
-SAME = ("prompt", "decoding", "limits", "sandbox", "python", "tools", "max_new_tokens", "dtype", "device")
+SAME = (
+    *("prompt", "decoding", "temperature", "top_p", "seed", "samples_per_problem", "max_new_tokens", "stop", "batch"),
+    *("limits", "sandbox", "python", "tools", "dtype", "device"),
+)
 """Keys of scores.json that should be alike in a fair comparison."""
 LOSSES = "losses.jsonl"
 """What a folder of held-out losses has in place of verdicts."""
@@ -91,7 +94,7 @@ def compare(first: Path, second: Path) -> Comparison:
         raise DataError(f"{first} and {second} have no problem in common")
     a, b = ([each[item] for item in shared] for each in values)
     higher, lower = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
-    single = not losses and all(rate in (0.0, 1.0) for rate in (*a, *b))
+    single = not losses and all(each.get("samples_per_problem") == 1 for each in scores)
     return Comparison(
         benchmark=scores[0]["benchmark"],
         names=(str(first), str(second)),
@@ -104,11 +107,15 @@ def compare(first: Path, second: Path) -> Comparison:
         p=mcnemar_p(higher, lower) if single else None,
         smallest=smallest_difference(a, b, bounded=not losses),
         unlike=tuple(
-            f"{key}: {scores[0].get(key)} and {scores[1].get(key)}"
+            f"{key}: {_said(scores[0].get(key))} and {_said(scores[1].get(key))}"
             for key in SAME
             if scores[0].get(key) != scores[1].get(key)
         ),
     )
+
+
+def _said(value: Any) -> Any:
+    return "unknown" if value is None else value
 
 
 def _scores(folder: Path) -> dict[str, Any]:

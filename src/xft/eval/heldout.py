@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from xft.data.prepare import read_pairs
 from xft.eval.metrics import mean_interval
 from xft.progress import track
-from xft.stage import file_digest, write_json
+from xft.stage import write_json
 from xft.tune.dataset import Collator, encode_all
 from xft.tune.loss import logits_of, response_hidden, token_losses
 
@@ -41,11 +42,19 @@ def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style:
     values = [losses[number] for number in range(len(rows))]
     low, high = mean_interval(values)
     scores = {
-        "benchmark": "heldout", "data_hash": file_digest(pairs), "prompt": style, "n": len(rows),
+        "benchmark": "heldout", "data_hash": _digest(pairs), "prompt": style, "n": len(rows),
         "mean": sum(values) / len(values), "interval": [low, high], **counts,
     }  # fmt: skip
     write_json(out / "scores.json", scores)
     return scores
+
+
+def _digest(pairs: Path) -> str:
+    """Hash what is scored: instructions and responses, wherever they were read from."""
+    digest = hashlib.sha256()
+    for example in read_pairs(pairs):
+        digest.update(json.dumps([example.instruction, example.response]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _fill(order: list[int], rows: list[Any]) -> list[int]:

@@ -67,8 +67,8 @@ def score(
 
     Problems of a faulty tool are left out and counted. A failure that used up a time limit is judged again, alone,
     before it counts. A fault of the sandbox is tried again, then counted as `infrastructure`, never as a wrong answer.
-    `every` names the problems that were to be answered: each n-th. `meta` goes into the scores as it is; `progress`
-    gets 1 for each verdict.
+    `every` names the problems that were to be answered: each n-th; answers to others are rejected. `meta` goes into the
+    scores as it is; `progress` gets 1 for each verdict.
 
     Raises:
         DataError: the samples can't be read, or hold no answer that can be scored.
@@ -76,6 +76,7 @@ def score(
     """
     began = time.monotonic()
     problems = {problem.task_id: problem for problem in benchmark.problems()}
+    asked = dict(list(problems.items())[::every])
     faulty = {tool.name: tool.fault for tool in tools if tool.fault}
     conditions = json.dumps([benchmark.name, benchmark.data_hash(), dict(benchmark.limits), str(sandbox.level)])
     out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def score(
     rejects, left_out = _Rejects(out / "rejects.jsonl"), Counter[str]()
 
     def jobs() -> Iterator[_Job]:
-        for answer in read_answers(samples, benchmark, problems):
+        for answer in read_answers(samples, benchmark, asked):
             if isinstance(answer, Reject):
                 rejects.add(answer)
             elif problems[answer.task_id].tool in faulty:
@@ -111,8 +112,7 @@ def score(
         found = ", ".join(f"{name}: {faulty[name]}" for name in left_out) or "it is empty"
         raise DataError(f"{samples}: no answer to {benchmark.name} that can be scored ({found})")
     answered = {verdict["task_id"] for verdict in ordered}
-    asked = [task for task in list(problems)[::every] if problems[task].tool not in faulty]
-    missing = [task for task in asked if task not in answered]
+    missing = [task for task in asked if task not in answered and problems[task].tool not in faulty]
     scores = {
         "benchmark": benchmark.name,
         "data_hash": benchmark.data_hash(),

@@ -65,8 +65,8 @@ def equal_coefficients(layers: int, routed: int, shared_weight: float | None) ->
 
 
 def save_coefficients(path: Path, coefficients: Coefficients) -> None:
-    """Write `coefficients`, (L*P, R), and `shared_weight`, (L*P,), as safetensors."""
+    """Write `coefficients`, (L*P, R), and `shared_weight`, (L*P,), as safetensors; metadata `sets_per_layer` is P."""
     tensors = {"coefficients": coefficients.shares_LPR.flatten(0, 1).float().contiguous()}
     if coefficients.shared_LP is not None:
         tensors["shared_weight"] = coefficients.shared_LP.flatten().float().contiguous()
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"sets_per_layer": str(coefficients.shares_LPR.shape[1])})

@@ -17,17 +17,20 @@ from xft.progress import track
 def soup(folders: Sequence[Path], weights: Sequence[float] | None, out: Path) -> None:
     """Write the average of all tensors into `out`, in the first model's dtype, with its config and tokenizer.
 
-    Sums are formed in fp32. Weights are used as they are; by default they are alike and sum to 1.
+    Sums are formed in fp32. Weights are divided by their sum; by default they are alike.
 
     Raises:
         CheckpointError: a model is damaged, or not of the first one's architecture.
-        RecipeError: fewer than two models, or another number of weights.
+        RecipeError: fewer than two models, another number of weights, or weights that sum to nothing.
     """
     if len(folders) < 2:
         raise RecipeError("a soup needs at least two models")
     shares = list(weights) if weights else [1.0 / len(folders)] * len(folders)
     if len(shares) != len(folders):
         raise RecipeError(f"{len(folders)} models, but {len(shares)} weights; give one for each, or none")
+    if not sum(shares) > 0:
+        raise RecipeError(f"the weights sum to {sum(shares):g}; an average needs a sum above 0")
+    shares = [share / sum(shares) for share in shares]
     sources = [Checkpoint(folder) for folder in folders]
     first = sources[0]
     shapes = {name: first.shape(name) for name in first.names()}

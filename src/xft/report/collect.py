@@ -316,11 +316,13 @@ def _merge(folder: Path) -> Merge | None:
         coefficients = _matrix(file.get_tensor("coefficients"))
         weights = file.get_tensor("shared_weight") if "shared_weight" in file.keys() else [0.0]  # noqa: SIM118
         shared_weight = sum(map(_finite, weights)) / len(weights)
+        sets = int((file.metadata() or {}).get("sets_per_layer", 1))
     metrics = folder / "metrics.jsonl"
     with _naming(metrics):
         points = [(float(record["step"]), float(record["movement"])) for record in _lines(metrics)]
     return Merge(
         coefficients=coefficients,
+        sets_per_layer=sets,
         shared_weight=shared_weight,
         step=tuple(step for step, _ in points),
         movement=tuple(movement for _, movement in points),

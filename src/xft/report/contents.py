@@ -111,7 +111,9 @@ class Merge:
     """What the merge learned."""
 
     coefficients: Matrix
-    """Layers x routed experts; each layer sums to 1."""
+    """Sets of coefficients x routed experts; each set sums to 1."""
+    sets_per_layer: int
+    """1, or one for each matrix of a layer."""
     shared_weight: float
     """Lambda, the shared expert's share of the merged weights, the mean where it was learned; 0 where there is none."""
     step: tuple[float, ...]

@@ -136,8 +136,8 @@ def load_map(load: Matrix, *, label: str) -> Markup:
     return _heat_map(load, cell=cell, label=label, title=lambda share: f"{100 * share:.1f}%") + legend
 
 
-def coefficient_map(coefficients: Matrix, *, label: str) -> Markup:
-    """Draw each expert's coefficient against the uniform 1/R: more in one hue, less in another."""
+def coefficient_map(coefficients: Matrix, sets: int = 1, *, label: str) -> Markup:
+    """Draw each expert's coefficient against the uniform 1/R: more in one hue, less in another; `sets` for a layer."""
     routed = len(coefficients[0])
     most = max(LEAST_SCALE, *(abs(routed * value - 1) for row in coefficients for value in row))
 
@@ -146,7 +146,7 @@ def coefficient_map(coefficients: Matrix, *, label: str) -> Markup:
         return ("high" if above > 0 else "low", abs(above) / most)
 
     legend = _legend("diverging", f"−{100 * most:.1f}%", f"+{100 * most:.1f}%", f"uniform: {1 / routed:.3f}", at=50)
-    return _heat_map(coefficients, cell=cell, label=label, title=lambda value: f"{value:.4f}") + legend
+    return _heat_map(coefficients, cell=cell, label=label, title=lambda value: f"{value:.4f}", sets=sets) + legend
 
 
 def bars(values: Sequence[float], *, label: str) -> Markup:
@@ -163,7 +163,12 @@ def bars(values: Sequence[float], *, label: str) -> Markup:
 
 
 def _heat_map(
-    matrix: Matrix, *, cell: Callable[[float], tuple[str, float]], label: str, title: Callable[[float], str]
+    matrix: Matrix,
+    *,
+    cell: Callable[[float], tuple[str, float]],
+    label: str,
+    title: Callable[[float], str],
+    sets: int = 1,
 ) -> Markup:
     experts = len(matrix[0])
     pitch = max(8, min(24, 240 // experts))
@@ -174,15 +179,16 @@ def _heat_map(
         for e in range(0, experts, every)
     ]
     outlined: list[str] = []
-    for layer, row in enumerate(matrix):
+    for number, row in enumerate(matrix):
+        layer = f"layer {number // sets}" + (f", matrix {number % sets + 1}" if sets > 1 else "")
         for expert, value in enumerate(row):
             tone, strength = cell(value)
             (outlined if tone == "dead" else parts).append(
-                f'<rect class="{tone}" x="{layer * width:.3f}%" y="{pitch * expert}" width="{width:.3f}%"'
+                f'<rect class="{tone}" x="{number * width:.3f}%" y="{pitch * expert}" width="{width:.3f}%"'
                 f' height="{pitch}" fill-opacity="{strength:.2f}">'
-                f"<title>layer {layer}, expert {expert + 1}: {title(value)}</title></rect>"
+                f"<title>{layer}, expert {expert + 1}: {title(value)}</title></rect>"
             )
-    parts += [*outlined, _layers(len(matrix))]  # an outline lies over the neighbours
+    parts += [*outlined, _layers(len(matrix) // sets)]  # an outline lies over the neighbours
     return _figure("".join(parts), label=label, height=pitch * experts)
 
 

@@ -125,7 +125,10 @@ def _merge(merge: Merge) -> dict[str, Any]:
     moved = plots.Line(tone="xft", x=merge.step, y=merge.movement)
     routed = len(merge.coefficients[0])
     return {
-        "map": plots.coefficient_map(merge.coefficients, label="Merge coefficients by routed expert and layer"),
+        "map": plots.coefficient_map(
+            merge.coefficients, merge.sets_per_layer, label="Merge coefficients by routed expert and layer"
+        ),
+        "sets": merge.sets_per_layer,
         "movement": plots.curves([moved], label="Movement of the coefficients by step", height=180, smooth=False)
         if merge.step
         else None,
