@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from xft import pipeline
 from xft.errors import FetchError, RunError
+from xft.moe.routers import ROUTERS
 from xft.recipe import Recipe, load_recipe
 from xft.stage import folder_digest, locked, read_manifest
 
@@ -256,3 +257,24 @@ def test_killed_anywhere_and_run_again_gives_the_same_models(
         paths = [folder / "eval" / row / "humaneval" / "samples.jsonl" for folder in (finished, out)]
         assert paths[0].read_text() == paths[1].read_text()
     assert list(out.rglob("*.partial")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+@pytest.mark.parametrize("layout", ["copy", "delta"])
+def test_every_layout_runs_with_every_router(
+    layout: str, router: str, overrides: list[str], humaneval: None, tmp_path: Path
+) -> None:
+    """The rows of the tables in docs/experts.md."""
+    chosen = [f"upcycle.layout={layout}", f"upcycle.router={router}", "merge.also=ties", "eval.max_new_tokens=2"]
+    run(recipe_with(overrides, *chosen), tmp_path / "run")
+    proof = json.loads((tmp_path / "run" / "upcycle" / "proof.json").read_text())
+    assert proof["preserves_dense"] == ROUTERS[router].preserves_dense
+    losses = {
+        row: json.loads((tmp_path / "run" / "eval" / row / "heldout" / "scores.json").read_text())["mean"]
+        for row in (*ROWS, "ties")
+    }
+    assert losses["moe"] < losses["base"]  # it has learned
+    assert losses["xft"] < losses["base"]
+    last = json.loads((tmp_path / "run" / "moe" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [len(row) for row in last["experts"]["load"]] == [4 - ROUTERS[router].shared] * 2
