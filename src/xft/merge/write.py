@@ -47,12 +47,12 @@ def dense_skeleton(mixture: Mixture) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     ffn = {f"{mixture.family.ffn(layer)}.{part.tensor}" for layer in range(mixture.layers) for part in mixture.parts}
     weights: dict[str, Tensor] = {}
-    for (name, parameter), (stored, _) in zip(
-        model.named_parameters(), named_as_stored(model, mixture.family), strict=False
-    ):
-        if stored == mixture.family.head and stored not in mixture:
+    stored = {id(parameter): name for name, parameter in named_as_stored(model, mixture.family)}
+    for name, parameter in model.named_parameters():
+        source = stored[id(parameter)]
+        if source == mixture.family.head and source not in mixture:
             continue  # tied to the embedding
-        weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(stored).float()
+        weights[name] = torch.empty(parameter.shape) if name in ffn else mixture.read(source).float()
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     return model
@@ -110,7 +110,7 @@ def write_merged(
         if name in parts:
             layer, part = parts[name]
             target = f"{mixture.family.ffn(layer)}.{part.tensor}"
-            shape, make = tuple(mixture.experts(layer, part)[0].shape), partial(merged, layer, part, target)
+            shape, make = mixture.part_shape(layer, part), partial(merged, layer, part, target)
             plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
         elif not name.startswith(ffns):
             copied = copy_of(mixture, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,13 @@ class Mixture(Checkpoint):
                     if name not in self:
                         raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
 
-    @property
+    @cached_property
     def parts(self) -> list[Part]:
-        """Return what the experts consist of: the family's matrices, and the biases that are there."""
-        parts = self.family.parts
-        held = f"{self.family.ffn(0)}.{'shared_expert' if self.rule.shared or self.delta else 'experts'}"
+        """What the experts consist of: the family's matrices, and the biases that are there."""
         return [
             part
-            for part in parts
-            if part.tensor.endswith(".weight") or {f"{held}.{part.tensor}", f"{held}.{part.stack}"} & set(self.names())
+            for part in self.family.parts
+            if part.tensor.endswith(".weight") or any(name in self for name in self.tensor_names(0, part))
         ]
 
     @property
@@ -85,6 +84,11 @@ class Mixture(Checkpoint):
         """Name all tensors that the experts' versions of one tensor are made of, the FFN's own first."""
         name = self.ffn_name(layer, part)
         return [*([] if name is None else [name]), *self.stack_names(layer, part)]
+
+    def part_shape(self, layer: int, part: Part) -> tuple[int, ...]:
+        """Return the shape of a tensor of one expert."""
+        name = self.ffn_name(layer, part)
+        return tuple(self.shape(self.stack_names(layer, part)[0])[1:] if name is None else self.shape(name))
 
     def experts(self, layer: int, part: Part) -> list[Tensor]:
         """Return one tensor of every expert, the shared one first.
