@@ -149,6 +149,12 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dense(tmp_path_factory.mktemp("tiny") / "bf16", dtype="bfloat16")
 
 
+@pytest.fixture(scope="session")
+def perturbed() -> Callable[..., Path]:
+    """Give every expert of a mixture its own noise, in its folder; return the folder."""
+    return perturb_experts
+
+
 def perturb_experts(folder: Path, std: float = 0.05) -> Path:
     """Give every expert of a mixture its own noise."""
     import torch

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import conftest
 from xft.errors import CheckpointError
 from xft.export import STOCK, export
 from xft.recipe import UpcycleConfig
@@ -21,12 +20,12 @@ IDS = torch.randint(4, 260, (3, 24), generator=torch.Generator().manual_seed(1))
 HELD = [(name, family, rule) for name, stock in STOCK.items() for family in stock.families for rule in stock.rules]
 
 
-def mixture_of(base: Path, folder: Path, **options: Any) -> Path:
+def mixture_of(perturbed: Callable[..., Path], base: Path, folder: Path, **options: Any) -> Path:
     folder.mkdir()
     upcycle(
         base, folder, UpcycleConfig.model_validate({"experts": 5, "active": 3, "gate": "linear", **options}), seed=2
     )
-    return conftest.perturb_experts(folder)
+    return perturbed(folder)
 
 
 def dense_without_attention_bias(dense_of: Callable[..., Path], family: str, **options: Any) -> Path:
@@ -36,10 +35,16 @@ def dense_without_attention_bias(dense_of: Callable[..., Path], family: str, **o
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("name", "family", "rule"), HELD)
 def test_an_exported_mixture_loads_as_the_stock_class_with_the_same_logits(
-    name: str, family: str, rule: str, tied: bool, dense_of: Callable[..., Path], tmp_path: Path
+    name: str,
+    family: str,
+    rule: str,
+    tied: bool,
+    dense_of: Callable[..., Path],
+    perturbed: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     base = dense_without_attention_bias(dense_of, family, tie_word_embeddings=tied)
-    mixture = mixture_of(base, tmp_path / "moe", router=rule)
+    mixture = mixture_of(perturbed, base, tmp_path / "moe", router=rule)
     (tmp_path / "out").mkdir()
     assert export(mixture, tmp_path / "out") == name
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -53,8 +58,10 @@ def test_an_exported_mixture_loads_as_the_stock_class_with_the_same_logits(
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_the_base_s_dtype_is_kept(dense_of: Callable[..., Path], tmp_path: Path) -> None:
-    mixture = mixture_of(dense_of("qwen3", "bfloat16"), tmp_path / "moe", router="topk-softmax")
+def test_the_base_s_dtype_is_kept(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = mixture_of(perturbed, dense_of("qwen3", "bfloat16"), tmp_path / "moe", router="topk-softmax")
     (tmp_path / "out").mkdir()
     export(mixture, tmp_path / "out", "qwen3-moe")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -72,9 +79,15 @@ def test_the_base_s_dtype_is_kept(dense_of: Callable[..., Path], tmp_path: Path)
     ],
 )
 def test_what_no_stock_class_can_hold_is_refused_with_what_can_be(
-    family: str, options: dict[str, Any], to: str | None, message: str, dense_of: Callable[..., Path], tmp_path: Path
+    family: str,
+    options: dict[str, Any],
+    to: str | None,
+    message: str,
+    dense_of: Callable[..., Path],
+    perturbed: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    mixture = mixture_of(dense_without_attention_bias(dense_of, family), tmp_path / "moe", **options)
+    mixture = mixture_of(perturbed, dense_without_attention_bias(dense_of, family), tmp_path / "moe", **options)
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError) as caught:
         export(mixture, tmp_path / "out", to)
@@ -83,8 +96,10 @@ def test_what_no_stock_class_can_hold_is_refused_with_what_can_be(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_attention_biases_fit_no_mixtral(dense_of: Callable[..., Path], tmp_path: Path) -> None:
-    mixture = mixture_of(dense_of("llama"), tmp_path / "moe", router="topk-softmax")
+def test_attention_biases_fit_no_mixtral(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = mixture_of(perturbed, dense_of("llama"), tmp_path / "moe", router="topk-softmax")
     assert json.loads((mixture / "config.json").read_text())["attention_bias"]
     with pytest.raises(CheckpointError, match="its attention has no biases"):
         export(mixture, tmp_path, "mixtral")

@@ -86,12 +86,6 @@ def mixture_of(base: Path, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def perturbed(mixture: Path) -> Path:
-    import conftest
-
-    return conftest.perturb_experts(mixture, std=0.1)
-
-
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_fresh_mixture_of_differences_proves_itself(
     model_type: str, dense_of: Callable[..., Path], tmp_path: Path
@@ -120,9 +114,9 @@ def test_a_bf16_base_keeps_its_dtype(dense_of: Callable[..., Path], tmp_path: Pa
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "starcoder2"])
 def test_the_merged_model_is_the_ffn_plus_the_weighted_differences(
-    model_type: str, dense_of: Callable[..., Path], tmp_path: Path
+    model_type: str, dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    mixture = Mixture(perturbed(mixture_of(dense_of(model_type), tmp_path / "moe")))
+    mixture = Mixture(perturbed(mixture_of(dense_of(model_type), tmp_path / "moe"), std=0.1))
     shares_LPR = torch.rand(2, 1, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
     out = tmp_path / "out"
     out.mkdir()
@@ -139,8 +133,10 @@ def test_the_merged_model_is_the_ffn_plus_the_weighted_differences(
             torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_learned_coefficients_have_the_gradient_of_finite_differences(tiny_dense: Path, tmp_path: Path) -> None:
-    mixture = perturbed(mixture_of(tiny_dense, tmp_path / "moe"))
+def test_learned_coefficients_have_the_gradient_of_finite_differences(
+    tiny_dense: Path, perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = perturbed(mixture_of(tiny_dense, tmp_path / "moe"), std=0.1)
     merging = Merging(Mixture(mixture), MergeConfig(shared_weight=0.5)).eval()
     merging(input_ids=IDS, labels=IDS).loss.backward()
     merging.contract()
