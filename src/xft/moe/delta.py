@@ -20,9 +20,6 @@ from xft.families import Family
 from xft.moe.layer import Dispatch, RoutedExperts, dispatched, slices
 from xft.moe.routers import Routing
 
-TOKENS = 256
-"""Tokens whose experts' states exist at one time: few enough that they stay in the cache."""
-
 
 class DeltaExperts(RoutedExperts):
     """R low-rank differences for each matrix of a family's FFN: `NAME_a` (R, r, in) and `NAME_b` (R, out, r)."""
@@ -41,19 +38,15 @@ class DeltaExperts(RoutedExperts):
         assert ffn is not None
         inner = [ffn.get_submodule(name)(x_TD) for name in self.inner]
         dtype = inner[0].dtype
-        whole = (routing.ids_TK, x_TD.to(dtype), routing.shared_T.to(dtype), routing.routed_TK.to(dtype), *inner)
-        hidden, extra = [], []
+        arguments = (x_TD.to(dtype), routing.shared_T.to(dtype), routing.routed_TK.to(dtype))
+        dispatch = dispatched(routing.ids_TK, self.routed)
         with torch.autocast(x_TD.device.type, enabled=False):
-            for ids_TK, *arguments in zip(*(tensor.split(TOKENS) for tensor in whole), strict=True):
-                dispatch = dispatched(ids_TK, self.routed)
-                if torch.is_grad_enabled():  # the experts' own states are made again: only the FFN's are kept
-                    hidden_TF, extra_TD = checkpoint(self._mixed, dispatch, *arguments, use_reentrant=False)
-                else:
-                    hidden_TF, extra_TD = self._mixed(dispatch, *arguments)
-                hidden.append(hidden_TF)
-                extra.append(extra_TD)
+            if torch.is_grad_enabled():  # the experts' own states are made again: only the FFN's are kept
+                hidden_TF, extra_TD = checkpoint(self._mixed, dispatch, *arguments, *inner, use_reentrant=False)
+            else:
+                hidden_TF, extra_TD = self._mixed(dispatch, *arguments, *inner)
         down: Any = ffn.get_submodule(self.names[-1])
-        mixed_TD: Tensor = F.linear(torch.cat(hidden), down.weight) + torch.cat(extra)
+        mixed_TD: Tensor = F.linear(hidden_TF, down.weight) + extra_TD
         if down.bias is not None:
             weights_T1 = (routing.shared_T + routing.routed_TK.sum(-1))[:, None]
             mixed_TD = mixed_TD + (weights_T1 * down.bias.float()).to(mixed_TD.dtype)
