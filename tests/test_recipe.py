@@ -210,3 +210,9 @@ def test_the_papers_recipe_has_the_papers_parameter_counts() -> None:
     assert mixture.parameters == pytest.approx(7.03e9, rel=2e-3)
     assert mixture.active + embedding == pytest.approx(5.40e9, rel=2e-3)
     assert dense.head == mixture.head == embedding
+
+
+def test_averaging_experts_needs_copies(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match="average_experts averages copies"):
+        load_recipe(recipe_file, ["tune.average_experts=0.1", "upcycle.layout=delta"])
+    assert load_recipe(recipe_file, ["tune.average_experts=0.1"]).tune.average_experts == 0.1

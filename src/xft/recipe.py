@@ -249,6 +249,12 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     """Scoring."""
 
+    @model_validator(mode="after")
+    def _only_copies_are_averaged(self) -> Recipe:
+        if self.tune.average_experts and self.upcycle.layout == "delta":
+            raise ValueError("tune.average_experts averages copies; with upcycle.layout=delta there are none")
+        return self
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Map the names of the recipes inside the package to their files."""

@@ -258,3 +258,17 @@ def test_the_z_loss_is_the_mean_square_of_the_log_partition() -> None:
     output = RouterOutput(ROUTERS["softmax-topk"].route(logits_TR, 1), logits_TR, logits_TR, None)
     expected = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     assert float(z_loss([output, output], torch.tensor([[1, 1, 0]]))) == pytest.approx(expected)
+
+
+def test_the_load_of_a_router_with_a_bias_is_that_of_its_choices() -> None:
+    """Shazeer's estimate ranks the logits alone, which is not how such a router chooses."""
+    torch.manual_seed(0)
+    router = Router(16, 4, 2, rule="deepseek-sigmoid", gate="linear", noise=True).train()
+    assert router.bias_R is not None
+    router.bias_R.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))  # experts 0 and 1 get everything
+    with torch.no_grad():
+        output = router(torch.randn(12, 16))
+    load, ids_TK, scores_TR = torch.tensor([12.0, 12.0, 0.0, 0.0]), output.routing.ids_TK, output.routing.scores_TR
+    kept = torch.zeros(12, 4).scatter(1, ids_TK, scores_TR.gather(1, ids_TK))
+    expected = sum(float(each.var() / each.mean() ** 2) for each in (load, kept.sum(0)))
+    assert float(balance_loss([output], torch.ones(1, 12))) == pytest.approx(expected, rel=1e-4)

@@ -209,6 +209,8 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
     positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])
     mean_length = sum(len(row.tokens) for row in rows) / len(rows)
     meter.tokens, meter.flops = tokens, cost.training_flops(positions, tokens, mean_length)
+    if teacher is not None:
+        meter.flops += count(teacher).forward_flops(positions, tokens, mean_length)
     meter.device, meter.dtype = describe_device(), str(dtype).removeprefix("torch.")
     write_json(job.out / "summary.json", counts | {"steps": steps, "movement": merging.movement()})
     shutil.rmtree(job.out / RESUME, ignore_errors=True)

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, T = B*S tokens, D hidden size, F FFN size, R routed
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class RouterOutput(NamedTuple):
     noisy_TR: Tensor
     """The logits that were routed."""
     noise_std_TR: Tensor | None
-    """Standard deviation of the noise; None when there was none."""
+    """Standard deviation of the noise; None when there was none, or a bias too decides which experts are kept."""
 
 
 class Router(nn.Module):
@@ -55,7 +56,8 @@ class Router(nn.Module):
                 std_TR = F.softplus(F.linear(x_TD, self.noise.weight.float())) + NOISE_FLOOR
                 noisy_TR = logits_TR + torch.randn_like(logits_TR) * std_TR
             bias = () if self.bias_R is None else (self.bias_R,)
-            return RouterOutput(self.rule.route(noisy_TR, self.keep, *bias), logits_TR, noisy_TR, std_TR)
+            routing = self.rule.route(noisy_TR, self.keep, *bias)
+            return RouterOutput(routing, logits_TR, noisy_TR, None if self.rule.bias else std_TR)
 
 
 class Dispatch(NamedTuple):
@@ -208,7 +210,7 @@ def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tens
         grad_ROI[expert] = torch.mm(dy_MO.t(), x_MI)
 
 
-class RoutedExperts(nn.Module):
+class RoutedExperts(nn.Module, ABC):
     """What every layout of routed experts has: a family's FFN, its activation, and how its hidden state is formed."""
 
     def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
@@ -218,9 +220,9 @@ class RoutedExperts(nn.Module):
         self.activation = ffn.get_submodule(family.activation)
         self.hidden = self._fused if family.fused else self._hidden
 
+    @abstractmethod
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Return the weighted sum of all experts' outputs, (T, D); `ffn` is held beside the routed ones."""
-        raise NotImplementedError
 
     def _hidden(self, first_MF: Tensor, *up_MF: Tensor) -> Tensor:
         """Apply the activation to the gate, if any, or to the only projection."""

@@ -71,8 +71,8 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
 class MoEConfig:
     """The dense family's configuration with a mapping `xft`.
 
-    Keys of `xft`: `experts` and `active` (the shared one counted in both), `router`, `gate`, `gate_noise`,
-    `base_dtype` (dtype of the dense parent, in which merged models are written).
+    Keys of `xft`: those of the recipe's section `upcycle` (`experts` and `active` count a shared one), `base` (what the
+    user calls the dense parent) and `base_dtype` (its dtype, in which merged models are written).
     """
 
 

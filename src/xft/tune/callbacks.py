@@ -85,11 +85,11 @@ class BiasBalance(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Raise the bias of experts that got less than the mean, lower that of the others."""
         counts_LR = self.trainer.health.counts
-        if counts_LR is None:
+        routers = [module for module in model.modules() if isinstance(module, Router)]
+        if counts_LR is None or all(router.bias_R is None for router in routers):
             return
         if args.world_size > 1:
             torch.distributed.all_reduce(counts_LR)
-        routers = [module for module in model.modules() if isinstance(module, Router)]
         for router, counts_R in zip(routers, counts_LR.float(), strict=True):
             if router.bias_R is not None:
                 router.bias_R += self.SPEED * (counts_R.mean() - counts_R).sign().to(router.bias_R)

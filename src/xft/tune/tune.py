@@ -30,7 +30,7 @@ from xft.checkpoint import (
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
-from xft.errors import DivergedError, RunError
+from xft.errors import DivergedError, RecipeError, RunError
 from xft.memory import keep_heap_warm
 from xft.moe.mixture import is_mixture
 from xft.recipe import TuneConfig
@@ -105,6 +105,8 @@ def train(job: TuneJob) -> None:
     out, config = Path(job.out), TuneConfig(**job.config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = Checkpoint(job.model)
+    if config.average_experts and is_mixture(source) and source.config["xft"].get("layout") == "delta":
+        raise RecipeError("tune.average_experts averages copies; experts of the layout delta have none")
     keep_heap_warm()
     require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
     tokenizer = AutoTokenizer.from_pretrained(job.model)
