@@ -608,7 +608,12 @@ def test_a_run_and_a_single_scoring_of_the_same_held_out_pairs_compare(
         (("eval", "BASE", "--bench", "", "--out", "OUT"), ("nothing to score", "--bench", "--heldout")),
         (("eval", "BASE", "--prompt", "completion", "--heldout", "DATA", "--out", "OUT"), ("--heldout", "--prompt")),
         (("prove", "MOE", "MOE"), ("is a mixture", "give the dense model")),
-        (("soup", "OUT", "BASE", "BASE", "--weight", "1", "--weight", "-1"), ("sum to 0",)),
+        (("soup", "BASE", "BASE", "OUT", "--weight", "1", "--weight", "-1"), ("sum to 0",)),
+        (("soup", "OUT", "BASE"), ("no such folder",)),
+        (("merge", "MOE", "OUT", "--method", "uniform", "--lr", "1"), ("lr=1.0 is for learned", "uniform")),
+        (("merge", "MOE", "OUT", "--method", "uniform", "--base", "BASE"), ("no use for --base",)),
+        (("merge", "MOE", "OUT", "--method", "help"), ("available: dare",)),
+        (("upcycle", "BASE", "OUT", "--router", "help"), ("available: deepseek",)),
         (("export", "MOE", "OUT"), ("no stock class holds it", "mixtral", "--gate linear")),
     ],
 )

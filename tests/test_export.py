@@ -66,6 +66,7 @@ def test_the_base_s_dtype_is_kept(
     export(mixture, tmp_path / "out", "qwen3-moe")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert "in the format qwen3-moe" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,18 @@ def test_a_finished_folder_with_another_key_is_refused_and_untouched(tmp_path: P
     out = tmp_path / "out"
     run_stage(out, stage_of(write()))
     before = folder_digest(out)
-    with pytest.raises(RunError, match="holds something else; give another output folder or move this one away"):
-        run_stage(out, stage_of(refuse, seed=9))
+    advice = "; give another output folder or move this one away"
+    for changes, said in (
+        ({"seed": 9}, "made with seed 4 instead of 9"),
+        ({"config": {"a": 2, "b": {"c": 1}}}, "made with a 1 instead of 2, b.c None instead of 1"),
+        ({"inputs": {"base": "xyz"}}, "made with other base"),
+        ({"name": "tune"}, "made by demo"),
+        ({"config": dict.fromkeys("abcdef", 3)}, "d None instead of 3 and more"),
+    ):
+        with pytest.raises(RunError) as refused:
+            run_stage(out, stage_of(refuse, **changes))
+        assert f"{out}: holds something else (" in str(refused.value)
+        assert f"{said}){advice}" in str(refused.value)
     assert folder_digest(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -85,6 +85,41 @@ Scores: `eval/` and `report/index.html` of the run that made it; of a model made
     )
 
 
+def write_soup_card(out: Path, shares: Sequence[tuple[str, float]]) -> None:
+    """Write the card of an average of dense models, given with their weights."""
+    rows = "".join(f"| `{name}` | {share:.4g} |\n" for name, share in shares)
+    (out / CARD).write_text(
+        f"""{_head("", "model-soup")}
+# An average of dense models made by xft {__version__}
+
+| model | weight |
+|---|---|
+{rows}
+It loads with plain transformers; config and tokenizer are the first model's. What made it: `manifest.json`.
+
+Licence: {_licence(out)}.
+""",
+        encoding="utf-8",
+    )
+
+
+def write_export_card(out: Path, mixture: Mixture, format_name: str) -> None:
+    """Write the card of a mixture in a stock format."""
+    options = mixture.options
+    (out / CARD).write_text(
+        f"""{_head(options["base"], "mixture-of-experts")}
+# A mixture of experts made by xft {__version__}, in the format {format_name}
+
+`{options["base"]}`, upcycled into {options["experts"]} experts a layer of which {options["active"]} are active
+(router `{options["router"]}`). It loads with plain transformers, and with what else reads {format_name}.
+What made it: `manifest.json`.
+
+Licence: {_licence(out)}.
+""",
+        encoding="utf-8",
+    )
+
+
 def _head(base: str, tag: str) -> str:
     """Return the hub's metadata; a base that is no hub name is left out, since the hub would refuse it."""
     name = base.partition("@")[0]

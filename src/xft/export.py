@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xft.cards import write_export_card
 from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
 from xft.moe.mixture import Mixture
@@ -119,6 +120,7 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
     }
     own = stock.config(mixture.config, mixture.routed, int(mixture.options["active"]))
     write_config(out, kept | keys | own | dict(stock.rules[mixture.options["router"]]))
+    write_export_card(out, mixture, name)
     return name
 
 

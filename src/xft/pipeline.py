@@ -25,10 +25,6 @@ from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manife
 
 ASK_SECONDS = 600.0
 RECIPE = "recipe.yaml"
-FITTED = {"shared_weight", "epochs", "lr", "per", "learn_shared_weight", "prior", "loss"}
-"""Keys of the recipe's section merge that the learned coefficients depend on."""
-COMBINED = {"shared_weight", "density", "scale"}
-"""Those that the methods of `also` depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ def space_needed(recipe: Recipe, out: Path) -> int:
 def _look_up_names(recipe: Recipe) -> None:
     """Look up what the schema leaves open, so that a typo does not end the run after hours."""
     from xft.eval.benchmarks import BENCHMARKS
-    from xft.merge.methods import MERGE_METHODS
+    from xft.merge.methods import MERGE_METHODS, refuse_unheeded
     from xft.moe.balance import BALANCE_LOSSES
     from xft.moe.routers import split_counts
     from xft.prompts import PROMPTS
@@ -106,6 +102,7 @@ def _look_up_names(recipe: Recipe) -> None:
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":
             raise RecipeError(f"merge.also: {method} is made in every run; name other methods")
+    refuse_unheeded(recipe.merge, ["learned", "uniform", *recipe.merge.also])
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))
@@ -164,6 +161,7 @@ def _ask_before_redoing(
 def graph(recipe: Recipe, out: Path) -> list[Node]:
     """Return the stages in an order in which they can be done."""
     from xft.data.prepare import HELDOUT, TRAIN, prepare, sources_digest
+    from xft.merge.methods import MERGE_METHODS
 
     base_folder = resolve_base(recipe.base)
     tune = recipe.tune.model_dump()
@@ -171,8 +169,11 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     style = _style(recipe, base_folder)
     work = _Work(recipe, out, style)
     train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT
-    merge = recipe.merge.model_dump(include=FITTED)
-    shared_weight = {"shared_weight": recipe.merge.shared_weight}
+
+    def merging(method: str) -> dict[str, Any]:
+        heeded = {"shared_weight", *MERGE_METHODS[method].options}
+        return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
+
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
              outside={"base": folder_digest(base_folder)}),
@@ -184,13 +185,13 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         Node(name="upcycle", config=recipe.upcycle.model_dump(), after=("base",), outside={}, work=work.upcycle),
         Node(name="moe", after=("upcycle", "data"), outside={}, work=work.moe(train),
              config={"tune": tune, "epochs": recipe.tune.epochs, "prompt": style}),
-        Node(name="merge/uniform", config={"method": "uniform", **shared_weight}, after=("moe",), outside={},
+        Node(name="merge/uniform", config=merging("uniform"), after=("moe",), outside={},
              work=work.merge("uniform", train)),
         Node(name="merge/learned", after=("moe", "data"), outside={}, work=work.merge("learned", train),
-             config={"method": "learned", "merge": merge, "tune": tune, "prompt": style}),
+             config={**merging("learned"), "tune": tune, "prompt": style}),
         *(
-            Node(name=f"merge/{method}", after=("moe", "base"), outside={}, work=work.merge(method, train),
-                 config={"method": method, **recipe.merge.model_dump(include=COMBINED)})
+            Node(name=f"merge/{method}", config=merging(method), after=("moe", "base"), outside={},
+                 work=work.merge(method, train))
             for method in recipe.merge.also
         ),
     ]  # fmt: skip

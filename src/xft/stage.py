@@ -25,6 +25,8 @@ from xft.memory import peak_memory, release_memory, reset_peak_memory
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 NOT_HASHED = {MANIFEST, "metrics.jsonl"}  # they hold times, which differ between equal runs
+MOST_SAID = 4
+"""Differences that a message names."""
 VERSIONED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
 
 
@@ -70,7 +72,8 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
     if manifest and manifest["key"] == stage.key:
         return manifest
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: holds something else; give another output folder or move this one away")
+        differs = f" ({_difference(manifest, stage)})" if manifest else ""
+        raise RunError(f"{out}: holds something else{differs}; give another output folder or move this one away")
     partial = out.with_name(out.name + ".partial")
     begun_key = read_json(partial / BEGUN, {}).get("key", stage.key)
     if begun_key != stage.key:
@@ -108,6 +111,30 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         out.rmdir()
     partial.rename(out)
     return manifest
+
+
+def _difference(manifest: dict[str, Any], stage: Stage) -> str:
+    """Say what a folder was made with that is not what is asked for now."""
+    if manifest["stage"] != stage.name:
+        return f"made by {manifest['stage']}"
+    before = _leaves({part: manifest[part] for part in ("config", "inputs", "seed")})
+    now = _leaves({"config": stage.config, "inputs": stage.inputs, "seed": stage.seed})
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    said = [
+        f"other {key.removeprefix('inputs.')}"
+        if key.startswith("inputs.")
+        else f"{key.removeprefix('config.')} {before.get(key)!r} instead of {now.get(key)!r}"
+        for key in changed
+    ]
+    return f"made with {', '.join(said[:MOST_SAID])}{' and more' if len(said) > MOST_SAID else ''}"
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        key: leaf for name, part in tree.items() for key, leaf in _leaves(part, f"{path}.{name}".lstrip(".")).items()
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from xft.errors import CheckpointError
 from xft.families import Part
 from xft.moe.diversity import diversified
 from xft.moe.layer import Router
-from xft.moe.mixture import is_mixture
+from xft.moe.mixture import fingerprint, is_mixture
 from xft.moe.model import initialise
 from xft.moe.routers import ROUTERS, split_counts
 from xft.progress import track
@@ -50,7 +50,7 @@ def mixture_config(source: Checkpoint, config: UpcycleConfig, name: str) -> dict
     """Return the mixture's config.json: the base's, with another type and the mapping `xft`."""
     family = source.family
     dtype = str(source.dtype(family.embedding)).removeprefix("torch.")
-    options = config.model_dump() | {"base": name, "base_dtype": dtype}
+    options = config.model_dump() | {"base": name, "base_dtype": dtype, "base_fingerprint": fingerprint(source)}
     return source.config | {"model_type": family.moe_type, "architectures": [family.moe_class], "xft": options}
 
 

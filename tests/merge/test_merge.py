@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import SINGLE
 from xft.data.example import Example
-from xft.errors import RunError
+from xft.errors import CheckpointError, RunError
 from xft.merge.fit import Merging
 from xft.merge.merge import COEFFICIENTS, MergeJob, merge
 from xft.merge.methods import MERGE_METHODS
@@ -106,8 +106,16 @@ def test_every_method_makes_a_model_and_says_so(method: str, tiny_moe: Path, tin
         torch.testing.assert_close(shares_LR, torch.tensor(loads))
 
 
-def test_what_a_method_needs_and_has_not_is_said(tiny_moe: Path, tmp_path: Path) -> None:
+def test_what_a_method_needs_and_has_not_is_said(tiny_moe: Path, tiny_dense: Path, tmp_path: Path) -> None:
+    sibling = shutil.copytree(tiny_dense, tmp_path / "sibling")
+    tensors = load_file(sibling / SINGLE)
+    tensors["model.layers.1.mlp.down_proj.weight"] += 1e-3
+    save_file(tensors, sibling / SINGLE, metadata={"format": "pt"})
     with pytest.raises(RunError, match=r"ties combines differences from the dense base; give it with --base"):
         merge(job(tiny_moe, tmp_path / "out", "ties"), Meter())
+    with pytest.raises(
+        CheckpointError, match=r"not the model that .* was upcycled from, 'owner.base@main'; ties combines"
+    ):
+        merge(job(tiny_moe, tmp_path / "out2", "ties", base=sibling), Meter())
     with pytest.raises(RunError, match=r"metrics\.jsonl: no log of the experts' load"):
         merge(job(tiny_moe, tmp_path / "other", "router-weighted"), Meter())

@@ -8,9 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xft.errors import UnknownNameError
+from xft.errors import RecipeError, UnknownNameError
 from xft.merge.combine import Options, linear
-from xft.merge.methods import MERGE_METHODS, Coefficients, MergeMethod, equal_coefficients, save_coefficients
+from xft.merge.methods import (
+    MERGE_METHODS,
+    Coefficients,
+    MergeMethod,
+    equal_coefficients,
+    refuse_unheeded,
+    save_coefficients,
+)
+from xft.recipe import MergeConfig
 
 WEIGHTS = [None, 0.0, 0.3, 0.75, 1.0]
 
@@ -35,6 +43,23 @@ def merged(method: MergeMethod, experts_E: list[Tensor], base: Tensor, weights_E
 
 def matrix(seed: int) -> Tensor:
     return torch.randn(16, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def test_settings_that_no_chosen_method_heeds_are_refused(method: MergeMethod) -> None:
+    name = next(name for name, entry in MERGE_METHODS.items() if entry is method)
+    others = {"epochs": 2, "lr": 0.1, "per": "matrix", "loss": "mixture", "learn_shared_weight": True, "prior": 0.5,
+              "density": 0.3, "scale": 2.0}  # fmt: skip
+    assert set(others) | {"shared_weight", "also"} == set(MergeConfig.model_fields)
+    refuse_unheeded(MergeConfig(shared_weight=0.5), [name])
+    for key, value in others.items():
+        config = MergeConfig(**{key: value})
+        if key in method.options:
+            refuse_unheeded(config, [name])
+            continue
+        with pytest.raises(RecipeError, match=f"^{key}={value} is for .*; {name} would ignore it"):
+            refuse_unheeded(config, [name])
+        user = next(other for other, entry in MERGE_METHODS.items() if key in entry.options)
+        refuse_unheeded(config, [name, user])
 
 
 @pytest.mark.parametrize("shared_weight", WEIGHTS)

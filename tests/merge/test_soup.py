@@ -41,7 +41,9 @@ def test_weights_are_divided_by_their_sum(tiny_dense: Path, tmp_path: Path) -> N
     other = another(tiny_dense, tmp_path / "other", 1)
     out = tmp_path / "soup"
     out.mkdir()
-    soup([tiny_dense, other], [3.0, 1.0], out)
+    soup([tiny_dense, other], [3.0, 1.0], out, names=["me/one", "me/other"])
+    card = (out / "README.md").read_text()
+    assert "| `me/one` | 0.75 |\n| `me/other` | 0.25 |" in card
     one, two, mixed = (load_file(folder / "model.safetensors") for folder in (tiny_dense, other, out))
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * two[name])

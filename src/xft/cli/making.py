@@ -50,7 +50,9 @@ def upcycle(
     out: Out,
     experts: Annotated[int, typer.Option(help="Experts per layer; a shared one included.")] = 8,
     active: Annotated[int, typer.Option(help="Experts each token uses; a shared one included.")] = 6,
-    router: Annotated[str, typer.Option(help="Routing rule; an unknown name lists them.")] = "shared-normalized",
+    router: Annotated[
+        str, typer.Option(help="Routing rule, such as softmax-topk; `--router help` lists all.")
+    ] = "shared-normalized",
     gate: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
     seed: Seed = 42,
     settings: Set = None,
@@ -139,7 +141,7 @@ def merge(
     out: Out,
     more: More = None,
     data: Data = None,
-    method: Annotated[str, typer.Option(help="Merge method; an unknown name lists them.")] = "learned",
+    method: Annotated[str, typer.Option(help="learned, uniform, ties, ...; `--method help` lists all.")] = "learned",
     base: Annotated[str | None, typer.Option(help="The dense parent, for task-arithmetic, ties and dare.")] = None,
     shared_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the shared expert (lambda).")] = 0.75,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
@@ -154,6 +156,7 @@ def merge(
     settings: Set = None,
 ) -> None:
     """Merge a mixture's experts back into a dense model of the base's own architecture."""
+    from xft.errors import RecipeError
     from xft.recipe import MergeConfig, TuneConfig
 
     config = options.section(MergeConfig, settings, shared_weight=shared_weight, epochs=epochs, lr=lr)
@@ -162,14 +165,19 @@ def merge(
     from xft.base import resolve_base
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
-    from xft.merge.methods import MERGE_METHODS
+    from xft.merge.methods import MERGE_METHODS, refuse_unheeded
     from xft.moe.mixture import Mixture
     from xft.stage import folder_digest
 
     learned = MERGE_METHODS[method].weights == "learned"
+    refuse_unheeded(config, [method])
+    if base and MERGE_METHODS[method].differences is None:
+        raise RecipeError(f"{method} has no use for --base; leave it out")
     parent = resolve_base(base) if base else None
     sources = options.sources_of(data, more, column) if learned or data else []
     mixture = Mixture(moe)
+    if not mixture.rule.shared and shared_weight != MergeConfig().shared_weight:
+        raise RecipeError(f"{moe} has no shared expert, so --shared-weight has no use; leave it out")
     style = options.style_of(prompt, mixture.folder)
 
     def work(partial: Path, meter: Meter) -> None:
@@ -191,8 +199,8 @@ def merge(
 
 
 def soup(
-    out: Out,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Dense models of one architecture.")],
+    out: Out,
     weight: Annotated[list[float] | None, typer.Option(help="A weight for each model; alike by default.")] = None,
 ) -> None:
     """Average dense models, such as SFT runs with other seeds."""
@@ -203,7 +211,11 @@ def soup(
 
     folders = [resolve_base(model) for model in models]
     inputs = {f"{number} {folder}": folder_digest(folder) for number, folder in enumerate(folders)}
-    options.finish(out, "soup", {"weights": weight}, inputs, lambda partial, _: work_on(folders, weight, partial), None)
+
+    def work(partial: Path, _meter: Meter) -> None:
+        work_on(folders, weight, partial, names=models)
+
+    options.finish(out, "soup", {"weights": weight}, inputs, work, None)
 
 
 def export(

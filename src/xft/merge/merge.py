@@ -11,12 +11,12 @@ from torch import Tensor
 
 from xft.cards import write_merged_card
 from xft.checkpoint import Checkpoint
-from xft.errors import RunError
+from xft.errors import CheckpointError, RunError
 from xft.merge.combine import Options
 from xft.merge.fit import FitJob, fit
 from xft.merge.methods import MERGE_METHODS, Coefficients, MergeMethod, equal_coefficients, save_coefficients
 from xft.merge.write import Differences, write_merged
-from xft.moe.mixture import Mixture
+from xft.moe.mixture import Mixture, fingerprint
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import METRICS
@@ -47,7 +47,7 @@ def merge(job: MergeJob, meter: Meter) -> None:
     """Fill the job's folder with coefficients.safetensors, the dense checkpoint, summary.json and README.md.
 
     Raises:
-        CheckpointError: not a mixture, or one with missing or damaged tensors.
+        CheckpointError: not a mixture, one with missing or damaged tensors, or a base that is not its parent.
         RunError: the method needs the dense base, or the mixture's training log, and it is not there.
         DivergedError: a loss or gradient that is not finite.
     """
@@ -56,8 +56,14 @@ def merge(job: MergeJob, meter: Meter) -> None:
     if method.differences:
         if job.base is None:
             raise RunError(f"{job.method} combines differences from the dense base; give it with --base")
+        parent = Checkpoint(job.base)
+        if mixture.options.get("base_fingerprint", fingerprint(parent)) != fingerprint(parent):
+            raise CheckpointError(
+                f"{job.base}: not the model that {job.mixture} was upcycled from, {mixture.options['base']!r}; "
+                f"{job.method} combines differences from that one"
+            )
         options = Options(density=job.merge.density, scale=job.merge.scale, seed=job.seed)
-        differences = Differences(combine=method.differences, base=Checkpoint(job.base), options=options)
+        differences = Differences(combine=method.differences, base=parent, options=options)
     coefficients = _coefficients(job, mixture, meter)
     save_coefficients(job.out / COEFFICIENTS, coefficients)
     rounding = write_merged(mixture, coefficients, job.out, differences)
@@ -102,11 +108,5 @@ def _loads(mixture: Mixture) -> Tensor:
 
 def _described(job: MergeJob, method: MergeMethod) -> str:
     """Return the method's name with the options that it heeds."""
-    config = job.merge
-    said: dict[str, object] = {}
-    if method.weights == "learned":
-        said = {"per": config.per, "loss": config.loss, "learn_shared_weight": config.learn_shared_weight}
-    if method.differences:
-        said = {"density": config.density, "scale": config.scale}
-    options = ", ".join(f"{name} {value}" for name, value in said.items())
+    options = ", ".join(f"{name} {getattr(job.merge, name)}" for name in method.options)
     return f"{job.method} ({options})" if options else job.method

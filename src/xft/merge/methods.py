@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from xft.errors import RecipeError
 from xft.merge.combine import Options, dare, task_arithmetic, ties
+from xft.recipe import MergeConfig
 from xft.registry import Registry
 
 
@@ -28,15 +30,33 @@ class MergeMethod:
     """Where the routed experts' shares come from: alike, by the tokens each one got in training, or by training."""
     differences: Callable[[Sequence[Tensor], Tensor, Tensor, Options], Tensor] | None = None
     """Combines differences from the dense parent, which must be given then; None for a plain sum."""
+    options: tuple[str, ...] = ()
+    """Keys of the recipe's section `merge` that it heeds, beside shared_weight."""
 
 
 MERGE_METHODS: Registry[MergeMethod] = Registry("merge method")
 MERGE_METHODS.register("uniform")(MergeMethod(weights="equal"))
-MERGE_METHODS.register("learned")(MergeMethod(weights="learned"))
+MERGE_METHODS.register("learned")(
+    MergeMethod(weights="learned", options=("epochs", "lr", "per", "loss", "learn_shared_weight", "prior"))
+)
 MERGE_METHODS.register("router-weighted")(MergeMethod(weights="load"))
-MERGE_METHODS.register("task-arithmetic")(MergeMethod(weights="equal", differences=task_arithmetic))
-MERGE_METHODS.register("ties")(MergeMethod(weights="equal", differences=ties))
-MERGE_METHODS.register("dare")(MergeMethod(weights="equal", differences=dare))
+MERGE_METHODS.register("task-arithmetic")(MergeMethod(weights="equal", differences=task_arithmetic, options=("scale",)))
+MERGE_METHODS.register("ties")(MergeMethod(weights="equal", differences=ties, options=("density", "scale")))
+MERGE_METHODS.register("dare")(MergeMethod(weights="equal", differences=dare, options=("density", "scale")))
+
+
+def refuse_unheeded(config: MergeConfig, methods: Sequence[str]) -> None:
+    """Refuse settings that the chosen methods would ignore.
+
+    Raises:
+        RecipeError: a setting is not its default, and none of the methods has a use for it.
+    """
+    heeded = {"shared_weight", "also"}.union(*(MERGE_METHODS[method].options for method in methods))
+    for key, field in MergeConfig.model_fields.items():
+        value = getattr(config, key)
+        if key not in heeded and value != field.default:
+            users = ", ".join(name for name, other in MERGE_METHODS.items() if key in other.options)
+            raise RecipeError(f"{key}={value} is for {users}; {', '.join(methods)} would ignore it: leave it out")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,19 @@ from pathlib import Path
 
 from torch import Tensor, tensor
 
+from xft.cards import write_soup_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError, RecipeError
 from xft.merge.combine import linear
 from xft.progress import track
 
 
-def soup(folders: Sequence[Path], weights: Sequence[float] | None, out: Path) -> None:
-    """Write the average of all tensors into `out`, in the first model's dtype, with its config and tokenizer.
+def soup(
+    folders: Sequence[Path], weights: Sequence[float] | None, out: Path, *, names: Sequence[str] | None = None
+) -> None:
+    """Write the average of all tensors into `out`, in the first model's dtype, with its config, tokenizer and a card.
+
+    `names` are what the card calls the models; the folders by default.
 
     Sums are formed in fp32. Weights are divided by their sum; by default they are alike.
 
@@ -53,3 +58,4 @@ def soup(folders: Sequence[Path], weights: Sequence[float] | None, out: Path) ->
         write_checkpoint(out, plan, progress=advance)
     copy_companions(first.folder, out)
     write_config(out, first.config)
+    write_soup_card(out, list(zip(names or map(str, folders), shares, strict=True)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xft.checkpoint import Checkpoint
@@ -106,6 +108,15 @@ class Mixture(Checkpoint):
             return [*first, *[ffn] * self.routed]
         narrow_RrI, wide_ROr = stacks
         return [*first, *(ffn.float() + b.float() @ a.float() for a, b in zip(narrow_RrI, wide_ROr, strict=True))]
+
+
+def fingerprint(dense: Checkpoint) -> str:
+    """Return a hash of a dense model's first and last down projection, by which a mixture knows its parent."""
+    digest = hashlib.sha256()
+    for layer in (0, dense.layers - 1):
+        tensor = dense.read(f"{dense.family.ffn(layer)}.{dense.family.down}.weight")
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def is_mixture(checkpoint: Checkpoint) -> bool:

@@ -13,6 +13,8 @@ from xft.report.contents import Report, Result, Row, Score
 
 NONE = "–"
 NOT_RUN = "not run"
+PLAIN = "base-completion"
+"""The row of a base that goes on with a text: it is not given the pairs' instructions, so it has no held-out loss."""
 COSTS = ("Tokens", "FLOPs", "Time", "Peak memory")
 TITLES = {"humaneval": "HumanEval", "humaneval+": "HumanEval+", "mbpp": "MBPP", "mbpp+": "MBPP+", "ds1000": "DS-1000"}
 TONES = {"better": "green", "worse": "red"}
@@ -92,7 +94,7 @@ def _cells(row: Row, benchmarks: tuple[str, ...]) -> list[Cell]:
     return [
         Cell(row.label),
         *(cell for result in results for cell in (_share(result), _gain(result.gain if result else None, 100, 1))),
-        _loss(row.loss),
+        Cell(NONE, "no prompt for it") if row.name == PLAIN else _loss(row.loss),
         _gain(row.loss_gain, 1, 3),
         Cell(quantity(cost.tokens) if cost and cost.tokens is not None else NONE),
         Cell(power(cost.flops) if cost and cost.flops is not None else NONE),
