@@ -131,7 +131,7 @@ def test_a_merge_of_chosen_experts_computes_what_the_mixture_does_when_it_choose
 ) -> None:  # fmt: skip
     router = "deepseek-sigmoid" if shared else "topk-softmax"
     mixture = mixture_of(dense_of(model_type), tmp_path / "moe", layout, router)
-    perturbed(mixture.folder, std=0.1)
+    mixture = Mixture(perturbed(mixture.folder, std=0.1))
     model: Any = AutoModelForCausalLM.from_pretrained(mixture.folder).requires_grad_(False)
     x_TD, parts = torch.randn(7, model.config.hidden_size), mixture.settings.parts
     outputs = []
@@ -139,7 +139,7 @@ def test_a_merge_of_chosen_experts_computes_what_the_mixture_does_when_it_choose
         out = merged(mixture, choosing(mixture, copy), tmp_path / f"merged-{copy}")
         dense: Any = AutoModelForCausalLM.from_pretrained(out).requires_grad_(False)
         routing = Routing(
-            shared_T=torch.full((7,), 0.0 if mixture.layout.weighs_shared else 1.0),
+            shared_T=torch.full((7,), float(mixture.rule.shared and not mixture.layout.weighs_shared)),
             routed_TK=torch.full((7, parts), 1.0 / parts),
             ids_TK=torch.arange(parts * copy, parts * (copy + 1)).expand(7, -1),
             scores_TR=torch.zeros(7, mixture.routed),
@@ -157,7 +157,7 @@ def test_the_equal_merge_is_the_mean_of_the_merges_of_single_copies(
     layout: str, router: str, dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     mixture = mixture_of(dense_of("gpt_neox"), tmp_path / "moe", layout, router)
-    perturbed(mixture.folder, std=0.1)
+    mixture = Mixture(perturbed(mixture.folder, std=0.1))
     coefficients = uniform(mixture)
     if coefficients.shared_LP is not None:
         coefficients.shared_LP.zero_()
@@ -180,8 +180,8 @@ def test_learned_coefficients_have_the_gradient_of_finite_differences(
     per: str, layout: str, router: str, tiny_dense: Path, perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     mixture = mixture_of(tiny_dense, tmp_path / "moe", layout, router)
-    perturbed(mixture.folder, std=0.1)
-    merging = Merging(Mixture(mixture.folder), MergeConfig(shared_weight=0.5, per=per)).eval()
+    mixture = Mixture(perturbed(mixture.folder, std=0.1))
+    merging = Merging(mixture, MergeConfig(shared_weight=0.5, per=per)).eval()
     with torch.no_grad():
         merging.logits_LPR.copy_(torch.randn(merging.logits_LPR.shape, generator=torch.Generator().manual_seed(3)))
     merging.remix()
@@ -208,7 +208,7 @@ def test_a_mixture_is_saved_whole_and_loads_with_its_values(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     mixture = mixture_of(dense_of(model_type), tmp_path / "moe", layout, router)
-    perturbed(mixture.folder)
+    mixture = Mixture(perturbed(mixture.folder))
     model: Any = AutoModelForCausalLM.from_pretrained(mixture.folder).eval()
     (tmp_path / "tuned").mkdir()
     save_tuned(model, mixture, tmp_path / "tuned")
@@ -249,8 +249,8 @@ def test_the_first_layers_can_stay_dense(
     assert proof.preserves_dense and proof.negative_control_difference > 10 * proof.tolerance
     out = merged(mixture, uniform(mixture), tmp_path / "merged")
     torch.testing.assert_close(logits(out), logits(base), rtol=1e-5, atol=1e-5)
-    perturbed(mixture.folder, std=0.1)
-    merging = Merging(Mixture(mixture.folder), MergeConfig()).eval()
+    mixture = Mixture(perturbed(mixture.folder, std=0.1))
+    merging = Merging(mixture, MergeConfig()).eval()
     assert merging.logits_LPR.shape == (1, 1, 4)
     merging(input_ids=IDS, labels=IDS).loss.backward()
     merging.contract()
@@ -266,7 +266,7 @@ def test_averaging_moves_copies_towards_each_other_and_keeps_what_they_merge_to(
     layout: str, tiny_dense: Path, perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     mixture = mixture_of(tiny_dense, tmp_path / "moe", layout, "topk-softmax")
-    perturbed(mixture.folder, std=0.1)
+    mixture = Mixture(perturbed(mixture.folder, std=0.1))
     model: Any = AutoModelForCausalLM.from_pretrained(mixture.folder)
     before = load_file(merged(mixture, uniform(mixture), tmp_path / "before") / "model.safetensors")
     ExpertAveraging(1.0 - 1.0 / (4 // mixture.settings.parts)).on_step_end(None, None, None, model=model)

@@ -190,7 +190,7 @@ def test_every_method_merges_parts(
     shares_LR = saved["coefficients"]
     torch.testing.assert_close(shares_LR.unflatten(1, (2, 2)).sum(1), torch.full((2, 2), 0.5))  # of each part's copies
     if method == "router-weighted":
-        expected = torch.tensor([[0.375, 0.125, 0.125, 0.375], [0.25, 0.25, 0.25, 0.25]])
+        expected = torch.tensor([[3 / 8, 1 / 6, 1 / 8, 1 / 3], [0.25] * 4])
         torch.testing.assert_close(shares_LR, expected)
     if MERGE_METHODS[method].differences is None:
         prefix = "model.layers.1.mlp"
