@@ -50,7 +50,9 @@ class MixedAgain(nn.Module):
         super().__init__()
         self.activation = activation
         self.logits_R = nn.Parameter(torch.ones(mixture.routed))
-        self.stacks = [torch.stack([each.float() for each in mixture.experts(layer, part)]) for part in mixture.parts]
+        self.stacks = [
+            torch.stack([each.float() for each in mixture.pieces(layer, part)[0].experts]) for part in mixture.parts
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix, then compute."""
@@ -160,7 +162,7 @@ def main() -> None:
         for process in processes.values():
             process.communicate()
         dense, mixture = Checkpoint(base), Mixture(folder)
-        ffn = sum(math.prod(mixture.part_shape(0, part)) for part in mixture.parts)
+        ffn = sum(math.prod(mixture.part_shape(part)) for part in mixture.parts)
         weights = sum(math.prod(dense.shape(name)) for name in dense.names())
         floor = 4 * (weights + ffn * mixture.layers) + 4 * ffn * (mixture.routed + 1)
     medians = {way: statistics.median(each[1:]) for way, each in seconds.items()}

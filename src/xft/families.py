@@ -6,7 +6,9 @@ random model of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from xft.errors import CheckpointError
 from xft.registry import Registry
@@ -62,6 +64,17 @@ class Family:
         """Return what an FFN can consist of: its matrices, and for each one a bias that a checkpoint may have."""
         weights = [Part(f"{name}.weight", name, place) for place, name in enumerate(self.projections)]
         return *weights, *(Part(f"{part.stack}.bias", f"{part.stack}_bias", part.place) for part in weights)
+
+    def of_channels(self, part: Part) -> bool:
+        """Tell whether a tensor's entries belong to the FFN's channels; the last matrix's bias alone does not."""
+        return part.place < len(self.inner) or part.tensor.endswith(".weight")
+
+    def shape(self, part: Part, config: Mapping[str, Any], channels: int | None = None) -> tuple[int, ...]:
+        """Return a tensor's shape in an FFN of so many channels, those of config.json by default."""
+        hidden, ffn = int(config["hidden_size"]), channels or int(config["intermediate_size"])
+        inner = part.place < len(self.inner)
+        rows = ffn * (1 + self.fused) if inner else hidden
+        return (rows, hidden if inner else ffn) if part.tensor.endswith(".weight") else (rows,)
 
     def ffn(self, layer: int) -> str:
         """Return the name of a layer's FFN module."""

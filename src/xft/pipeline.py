@@ -72,14 +72,18 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
 
 
 def space_needed(recipe: Recipe, out: Path) -> int:
-    """Return the bytes that the unfinished stages will write, resume points included."""
+    """Return the bytes that the unfinished stages will write, resume points included.
+
+    Raises:
+        CheckpointError: an FFN tensor of the base is missing.
+        RecipeError: the base can't be upcycled as the recipe says.
+    """
+    from xft.upcycle import plan_mixture
+
     base = Checkpoint(resolve_base(recipe.base))
-    family = base.family
-    sizes = {name: torch.Size(base.shape(name)).numel() for name in base.names()}
-    dense = sum(sizes.values())
-    ffn = sum(sizes[name] for layer in range(base.layers) for name in family.ffn_tensors(layer) if name in sizes)
-    mixture = dense + (recipe.upcycle.experts - 1) * ffn
-    stored = base.dtype(family.embedding).itemsize
+    dense = sum(torch.Size(base.shape(name)).numel() for name in base.names())
+    mixture = sum(torch.Size(tensor.shape).numel() for tensor in plan_mixture(base, recipe.upcycle, recipe.seed))
+    stored = base.dtype(base.family.embedding).itemsize
     master = 4  # bytes of an fp32 weight
     needs = {
         "sft": dense * (stored + master), "upcycle": mixture * stored, "moe": mixture * 2 * master,
@@ -98,7 +102,8 @@ def _look_up_names(recipe: Recipe) -> None:
     from xft.tune.trainer import accumulation
 
     _ = BALANCE_LOSSES[recipe.tune.balance_loss]
-    split_counts(recipe.upcycle.router, recipe.upcycle.experts, recipe.upcycle.active)
+    upcycle = recipe.upcycle
+    split_counts(upcycle.router, upcycle.experts, upcycle.active, shared=upcycle.shared, parts=upcycle.parts)
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":
             raise RecipeError(f"merge.also: {method} is made in every run; name other methods")

@@ -41,7 +41,7 @@ class Proof:
     """Dense in fp32 against dense in fp64."""
     tolerance: float
     negative_control_difference: float
-    """The same after two channels of the first layer's busiest expert were swapped; must exceed the tolerance."""
+    """The same after two channels of the first mixture layer's busiest expert were swapped; must exceed it."""
     probe_tokens: int
     preserves_dense: bool = True
     """Whether router and experts promise that the mixture computes what its parent does."""
@@ -87,8 +87,9 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
         with_routers: list[RouterOutput] = []
         mixed = hidden_states(child, ids, torch.float32, advance=advance, routers=with_routers)
         busiest = int(with_routers[0].routing.ids_TK.flatten().mode().values)
-        tamper = partial(_swap_channels, child, busiest)
-        damaged = hidden_states(child, ids, torch.float32, tamper=tamper, advance=advance)
+        tamper = partial(child.layout.damage, expert=busiest)
+        first = child.mixed_layers.start
+        damaged = hidden_states(child, ids, torch.float32, tamper=tamper, at=first, advance=advance)
     own = difference(parent, exact, parent, plain)
     preserves = child.preserves_dense
     proof = Proof(
@@ -115,33 +116,6 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     return proof
 
 
-def _swap_channels(mixture: Mixture, expert: int, tensors: dict[str, Tensor]) -> None:
-    """Exchange the largest and the smallest channel that a routed expert's last matrix reads.
-
-    Where it is a difference from the FFN, give it that of an exchange of its channels, as far as one rank can.
-    """
-    if mixture.delta:
-        _swap_by_difference(mixture.family.down, expert, tensors)
-        return
-    name = f"mlp.experts.{mixture.family.down}"
-    down_DF = tensors[name][expert]
-    norms_F = down_DF.float().norm(dim=0)
-    pair = [int(norms_F.argmin()), int(norms_F.argmax())]
-    tensors[name] = tensors[name].clone()
-    tensors[name][expert][:, pair] = down_DF[:, pair[::-1]]
-
-
-def _swap_by_difference(down: str, expert: int, tensors: dict[str, Tensor]) -> None:
-    ffn_DF = tensors[f"mlp.shared_expert.{down}.weight"].float()
-    norms_F = ffn_DF.norm(dim=0)
-    one, other = int(norms_F.argmax()), int(norms_F.argmin())
-    for suffix in ("_a", "_b"):
-        tensors[f"mlp.experts.{down}{suffix}"] = torch.zeros_like(tensors[f"mlp.experts.{down}{suffix}"]).float()
-    # (w_one - w_other)(e_other - e_one): what columns one and other gain when they change places
-    tensors[f"mlp.experts.{down}_a"][expert, 0, [other, one]] = torch.tensor([1.0, -1.0])
-    tensors[f"mlp.experts.{down}_b"][expert, :, 0] = ffn_DF[:, one] - ffn_DF[:, other]
-
-
 @torch.inference_mode()
 def hidden_states(
     checkpoint: Checkpoint,
@@ -149,12 +123,13 @@ def hidden_states(
     dtype: torch.dtype,
     *,
     tamper: Tamper | None = None,
+    at: int = 0,
     advance: Callable[[int], None] | None = None,
     routers: list[RouterOutput] | None = None,
 ) -> Tensor:
     """Return the last hidden states, (B, S, D), of the stock class, holding one decoder layer's weights at a time.
 
-    `tamper` may change the first layer's tensors; `routers` gets what the routers decided.
+    `tamper` may change the tensors of layer `at`; `routers` gets what the routers decided.
     """
     config = AutoConfig.for_model(**checkpoint.config)
     with init_empty_weights(include_buffers=False):
@@ -166,7 +141,7 @@ def hidden_states(
             _assign(trunk, name, checkpoint.read(prefix + name).to(dtype))
             del parameter
     for number, layer in enumerate(trunk.layers):
-        _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == 0 else None, advance)
+        _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == at else None, advance)
     scale = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside its embedding
     rows = checkpoint.read(checkpoint.family.embedding)[ids].to(dtype) * scale
     with record_routers(trunk) as outputs:

@@ -69,13 +69,19 @@ class UpcycleConfig(Section):
     """How a dense FFN becomes a mixture of experts."""
 
     experts: Annotated[int, Field(ge=2, le=1024)] = 8
-    """Experts per layer; the shared one, if the router has one, included."""
+    """Experts per layer; shared ones, if the router has any, included."""
     active: Annotated[int, Field(ge=1)] = 6
-    """Experts each token uses; the shared one, if the router has one, included."""
-    layout: Literal["copy", "delta"] = "copy"
-    """Routed experts as full copies of the FFN, or as low-rank differences from it, trained with it."""
+    """Experts each token uses; shared ones, if the router has any, included."""
+    layout: Literal["copy", "delta", "adapter", "split"] = "copy"
+    """Routed experts as full copies of the FFN, as low-rank differences from it, trained with it, or as parts of it."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Rank of the differences (layout delta)."""
+    parts: Annotated[int, Field(ge=1)] = 1
+    """Parts that the channels outside the shared experts are cut in, one a routed expert (layout split, 2 at least)."""
+    shared: Annotated[int, Field(ge=1)] = 1
+    """Shared experts, a part each, where the router has any (layout split; otherwise it is one)."""
+    dense_layers: Annotated[int, Field(ge=0)] = 0
+    """First layers that stay dense."""
     router: str = "shared-normalized"
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
     gate: Literal["mlp", "linear"] = "mlp"
@@ -91,8 +97,14 @@ class UpcycleConfig(Section):
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
-        if self.layout == "delta" and (self.redraw or self.noise):
-            raise ValueError("redraw and noise change copies; with layout=delta there are none")
+        if self.layout in ("delta", "adapter") and (self.redraw or self.noise):
+            raise ValueError(f"redraw and noise change copies; with layout={self.layout} there are none")
+        if self.layout == "split" and self.parts == 1:
+            raise ValueError("layout=split needs parts, the number of experts that make one FFN: 2 at least")
+        if self.layout != "split" and (self.parts > 1 or self.shared > 1):
+            raise ValueError(
+                f"parts and shared cut the FFN, which layout=split does; layout={self.layout} leaves it whole"
+            )
         return self
 
 
@@ -251,8 +263,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _only_copies_are_averaged(self) -> Recipe:
-        if self.tune.average_experts and self.upcycle.layout == "delta":
-            raise ValueError("tune.average_experts averages copies; with upcycle.layout=delta there are none")
+        if self.tune.average_experts and self.upcycle.layout in ("delta", "adapter"):
+            layout = self.upcycle.layout
+            raise ValueError(f"tune.average_experts averages copies; with upcycle.layout={layout} there are none")
         return self
 
 

@@ -96,9 +96,9 @@ def test_a_fresh_mixture_of_differences_proves_itself(
 def test_every_router_takes_differences(router: str, tiny_dense: Path, tmp_path: Path) -> None:
     mixture = Mixture(mixture_of(tiny_dense, tmp_path / "moe", router=router))
     assert prove(tiny_dense, mixture.folder).preserves_dense == ROUTERS[router].preserves_dense
-    assert mixture.delta
-    assert len(mixture.experts(0, mixture.parts[0])) == 5
-    torch.testing.assert_close(*mixture.experts(1, mixture.parts[2])[1:3])
+    assert not mixture.layout.copies
+    assert len(mixture.pieces(0, mixture.parts[0])[0].experts) == 5
+    torch.testing.assert_close(*mixture.pieces(1, mixture.parts[2])[0].experts[1:3])
 
 
 def test_a_bf16_base_keeps_its_dtype(dense_of: Callable[..., Path], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def mixture(request: pytest.FixtureRequest, tiny_dense: Path, tmp_path: Path) ->
 def test_a_mixture_has_a_shared_expert_only_where_its_router_has_one(mixture: Mixture) -> None:
     assert is_mixture(mixture)
     assert any(".shared_expert." in name for name in mixture.names()) == mixture.rule.shared
-    assert len(mixture.experts(1, mixture.parts[-1])) == 4
+    assert len(mixture.pieces(1, mixture.parts[-1])[0].experts) == 4
     assert mixture.routed == (3 if mixture.rule.shared else 4)
     model = AutoModelForCausalLM.from_pretrained(mixture.folder)
     layer = model.model.layers[0].mlp

@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from xft.checkpoint import Checkpoint
 from xft.families import FAMILIES
 from xft.moe.layer import MoELayer
+from xft.moe.mixture import fingerprint
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
@@ -90,7 +92,9 @@ def test_config_counts_experts_and_active_with_the_shared_one(tiny_dense: Path, 
     config: Any = AutoConfig.from_pretrained(tmp_path)
     assert config.xft == {
         "experts": 5, "active": 3, "router": "shared-normalized", "gate": "linear", "gate_noise": False,
-        "redraw": 0.0, "noise": 0.0, "layout": "copy", "rank": 16, "base": "dense", "base_dtype": "float32",
+        "redraw": 0.0, "noise": 0.0, "layout": "copy", "rank": 16,
+        "parts": 1, "shared": 1, "dense_layers": 0, "base": "dense", "base_dtype": "float32",
+        "base_fingerprint": fingerprint(Checkpoint(tiny_dense)),
     }  # fmt: skip
     layer = AutoModelForCausalLM.from_pretrained(tmp_path).model.layers[0].mlp
     assert layer.experts.routed == len(layer.experts.gate_proj) == 4  # and the shared one

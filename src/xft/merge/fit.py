@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from xft.cost import count
@@ -25,7 +25,7 @@ from xft.device import compute_dtype, describe_device
 from xft.families import Family, Part
 from xft.memory import keep_heap_warm
 from xft.merge.combine import linear
-from xft.merge.methods import Coefficients
+from xft.merge.methods import Coefficients, shared_out
 from xft.merge.write import dense_skeleton
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
@@ -48,9 +48,10 @@ class Merging(nn.Module):
         self.grad_norm = 0.0
         """Of the last contraction; the Trainer measures its own before there is a gradient."""
         places = len(family.projections) if config.per == "matrix" else 1
-        self.logits_LPR = nn.Parameter(torch.ones(mixture.layers, places, mixture.routed))  # as in the reference
-        shared_LP = torch.full((mixture.layers, places), config.shared_weight)
-        self.fixed_LP = shared_LP if mixture.rule.shared else None
+        layers, self.parts = len(mixture.mixed_layers), mixture.settings.parts
+        self.logits_LPR = nn.Parameter(torch.ones(layers, places, mixture.routed))  # as in the reference
+        shared_LP = torch.full((layers, places), config.shared_weight)
+        self.fixed_LP = shared_LP if mixture.layout.weighs_shared else None
         learned = config.learn_shared_weight and self.fixed_LP is not None
         # Logits of λ, as their distance from those of the fixed value
         self.shift_LP = nn.Parameter(torch.zeros_like(shared_LP)) if learned else None
@@ -77,7 +78,7 @@ class Merging(nn.Module):
     def ffn_weights(self) -> list[tuple[tuple[int, Part], nn.Parameter]]:
         """Return the merged matrices and biases with their layer and part."""
         found: list[tuple[tuple[int, Part], nn.Parameter]] = []
-        for layer in range(self.mixture.layers):
+        for layer in self.mixture.mixed_layers:
             ffn = self.dense.get_submodule(self.family.ffn(layer))
             found += [((layer, part), ffn.get_parameter(part.tensor)) for part in self.mixture.parts]
         return found
@@ -88,14 +89,24 @@ class Merging(nn.Module):
         shared_LP = self.fixed_LP
         if shared_LP is not None and self.shift_LP is not None:
             shared_LP = (shared_LP.logit() + self.shift_LP.cpu()).sigmoid()
-        return Coefficients(self.logits_LPR.detach().float().softmax(-1).cpu(), shared_LP)
+        return Coefficients(self._shares().cpu(), shared_LP)
+
+    def _shares(self) -> Tensor:
+        """Return a softmax over the copies of each part, divided by the number of parts."""
+        logits_LPR = self.logits_LPR.detach().float()
+        shares_LPR = torch.empty_like(logits_LPR)
+        for part in range(self.parts):
+            shares_LPR[..., part :: self.parts] = logits_LPR[..., part :: self.parts].softmax(-1) / self.parts
+        return shares_LPR
 
     @torch.no_grad()
     def remix(self) -> None:
         """Overwrite the merged matrices with the mix that the present coefficients give."""
         coefficients = self.coefficients()
         for (layer, part), weight in self.ffn_weights():
-            linear(self.mixture.experts(layer, part), coefficients.of(layer, part.place), out=weight.data)
+            for piece in self.mixture.pieces(layer, part):
+                weights_E = coefficients.of(self._row(layer), part.place, piece)
+                linear(piece.experts, weights_E, out=piece.view(weight.data))
 
     @torch.no_grad()
     def contract(self) -> None:
@@ -103,30 +114,42 @@ class Merging(nn.Module):
         coefficients = self.coefficients()
         shares_LPR, shared_LP = coefficients.shares_LPR, coefficients.shared_LP
         places = shares_LPR.shape[1]
-        inner_LPE = torch.zeros(*shares_LPR.shape[:2], shares_LPR.shape[2] + (shared_LP is not None))
+        inner_LPR, inner_LP = torch.zeros_like(shares_LPR), torch.zeros(shares_LPR.shape[:2])
         for (layer, part), weight in self.ffn_weights():
             if weight.grad is None:
                 continue
-            gradient = weight.grad.reshape(-1)
-            for number, expert in enumerate(self.mixture.experts(layer, part)):
-                inner = torch.dot(gradient, expert.reshape(-1).to(gradient))
-                inner_LPE[layer, part.place if places > 1 else 0, number] += float(inner)
+            at = self._row(layer), part.place if places > 1 else 0
+            for piece in self.mixture.pieces(layer, part):
+                gradient = piece.view(weight.grad).reshape(-1)
+                inner = [float(torch.dot(gradient, expert.reshape(-1).to(gradient))) for expert in piece.experts]
+                routed = inner_LPR[at][piece.routed]  # a view
+                shared = len(inner) - len(routed)
+                routed += piece.factor * torch.tensor(inner[shared:])
+                inner_LP[at] += sum(inner[:shared])
             weight.grad = None
-        inner_LPR = inner_LPE[..., -shares_LPR.shape[2] :]
-        mean_LP = (shares_LPR * inner_LPR).sum(-1)
+        mean_LPR = torch.empty_like(shares_LPR)
+        for number in range(self.parts):
+            copies = slice(number, None, self.parts)
+            sums_LP = (shares_LPR * inner_LPR)[..., copies].sum(-1, keepdim=True)
+            mean_LPR[..., copies] = self.parts * sums_LP
         routed_LP = 1.0 if shared_LP is None else 1.0 - shared_LP[..., None]
-        gradient_LPR = routed_LP * shares_LPR * (inner_LPR - mean_LP[..., None])
+        gradient_LPR = routed_LP * shares_LPR * (inner_LPR - mean_LPR)
         self.logits_LPR.grad = gradient_LPR.to(self.logits_LPR)
         if shared_LP is not None and self.shift_LP is not None:
-            slope_LP = shared_LP * (1.0 - shared_LP) * (inner_LPE[..., 0] - mean_LP)
+            slope_LP = shared_LP * (1.0 - shared_LP) * (inner_LP - mean_LPR[..., 0])
             self.shift_LP.grad = slope_LP.to(self.shift_LP) + self.prior * self.shift_LP
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def movement(self) -> float:
-        """Return the largest `|R c_i - 1|`: 0 for the uniform merge, R-1 for a single expert."""
+        """Return the largest `|c_i / c - 1|` against the uniform merge's c: 0 for that, R-1 for a single expert."""
         shares_LPR = self.coefficients().shares_LPR
-        return float((shares_LPR * shares_LPR.shape[-1] - 1).abs().max())
+        uniform_LPR = shared_out(torch.ones_like(shares_LPR), self.parts)
+        return float((shares_LPR / uniform_LPR - 1).abs().max())
+
+    def _row(self, layer: int) -> int:
+        """Return the place of a layer among those that are mixtures."""
+        return layer - self.mixture.mixed_layers.start
 
 
 class Contraction(TrainerCallback):

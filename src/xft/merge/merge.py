@@ -14,7 +14,14 @@ from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError, RunError
 from xft.merge.combine import Options
 from xft.merge.fit import FitJob, fit
-from xft.merge.methods import MERGE_METHODS, Coefficients, MergeMethod, equal_coefficients, save_coefficients
+from xft.merge.methods import (
+    MERGE_METHODS,
+    Coefficients,
+    MergeMethod,
+    equal_coefficients,
+    save_coefficients,
+    shared_out,
+)
 from xft.merge.write import Differences, write_merged
 from xft.moe.mixture import Mixture, fingerprint
 from xft.recipe import MergeConfig, TuneConfig
@@ -86,9 +93,11 @@ def _coefficients(job: MergeJob, mixture: Mixture, meter: Meter) -> Coefficients
             ),
             meter,
         )  # fmt: skip
-    shared_weight = job.merge.shared_weight if mixture.rule.shared else None
-    coefficients = equal_coefficients(mixture.layers, mixture.routed, shared_weight)
-    return replace(coefficients, shares_LPR=_loads(mixture)[:, None]) if source == "load" else coefficients
+    shared_weight, parts = job.merge.shared_weight if mixture.layout.weighs_shared else None, mixture.settings.parts
+    coefficients = equal_coefficients(len(mixture.mixed_layers), mixture.routed, shared_weight, parts)
+    if source == "load":
+        return replace(coefficients, shares_LPR=shared_out(_loads(mixture)[:, None], parts))
+    return coefficients
 
 
 def _loads(mixture: Mixture) -> Tensor:
@@ -102,8 +111,7 @@ def _loads(mixture: Mixture) -> Tensor:
     loads = [line["experts"]["load"] for line in map(json.loads, lines) if line.get("experts")]
     if not loads:
         raise RunError(f"{path}: no log of the experts' load; this method merges what `xft tune` has tuned")
-    mean_LR = torch.tensor(loads).mean(0)
-    return mean_LR / mean_LR.sum(1, keepdim=True)
+    return torch.tensor(loads).mean(0)
 
 
 def _described(job: MergeJob, method: MergeMethod) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xft.errors import RecipeError
 from xft.merge.combine import Options, dare, task_arithmetic, ties
+from xft.moe.layouts import Piece
 from xft.recipe import MergeConfig
 from xft.registry import Registry
 
@@ -64,24 +65,46 @@ class Coefficients:
     """The experts' weights in every matrix of a model; P is 1 where the matrices of a layer share them."""
 
     shares_LPR: Tensor
-    """Shares of the routed experts; they sum to 1."""
+    """Shares of the routed experts; they sum to 1, those of each part's copies to 1 / parts."""
     shared_LP: Tensor | None
-    """Weight of the shared expert (λ); None where there is none."""
+    """Weight of the shared expert (λ); None where none is weighed."""
 
-    def of(self, layer: int, projection: int) -> Tensor:
-        """Return the weights of all experts in one matrix, (E,): λ, and `(1-λ) c_i` for the routed (XFT, eq. 6)."""
+    def of(self, layer: int, projection: int, piece: Piece | None = None) -> Tensor:
+        """Return the weights of all versions of a piece, (E,): λ, and `(1-λ) c_i` for the routed (XFT, eq. 6).
+
+        Without a piece those of all experts. `layer` counts the layers that are mixtures.
+        """
         place = projection if self.shares_LPR.shape[1] > 1 else 0
         shares_R = self.shares_LPR[layer, place].float()
-        if self.shared_LP is None:
-            return shares_R
-        shared = self.shared_LP[layer, place].float()
-        return torch.cat([shared[None], (1.0 - shared) * shares_R])
+        if piece is not None:
+            shares_R = piece.factor * shares_R[piece.routed]
+        if self.shared_LP is not None:
+            shared = self.shared_LP[layer, place].float()
+            return torch.cat([shared[None], (1.0 - shared) * shares_R])
+        alone = (
+            0 if piece is None else len(piece.experts) - len(shares_R)
+        )  # a shared expert that nothing stands against
+        return torch.cat([torch.ones(alone), shares_R])
 
 
-def equal_coefficients(layers: int, routed: int, shared_weight: float | None) -> Coefficients:
-    """Return the coefficients of a merge that knows nothing of its experts."""
+def equal_coefficients(layers: int, routed: int, shared_weight: float | None, parts: int = 1) -> Coefficients:
+    """Return the coefficients of a merge that knows nothing of its experts, R of which are copies of `parts` parts."""
     shared_LP = None if shared_weight is None else torch.full((layers, 1), shared_weight)
-    return Coefficients(torch.full((layers, 1, routed), 1.0 / routed), shared_LP)
+    return Coefficients(shared_out(torch.ones(layers, 1, routed), parts), shared_LP)
+
+
+def shared_out(amounts_LPR: Tensor, parts: int) -> Tensor:
+    """Divide amounts by the sum over each part's copies (expert i is a copy of part i mod `parts`), and by `parts`.
+
+    Copies without any amount share alike.
+    """
+    shares_LPR = torch.empty_like(amounts_LPR)
+    for part in range(parts):
+        copies = amounts_LPR[..., part::parts]
+        total = copies.sum(-1, keepdim=True)
+        even = 1.0 / copies.shape[-1]
+        shares_LPR[..., part::parts] = torch.where(total > 0, copies / total, even) / parts
+    return shares_LPR
 
 
 def save_coefficients(path: Path, coefficients: Coefficients) -> None:

@@ -25,6 +25,7 @@ from xft.checkpoint import (
 from xft.families import Part
 from xft.merge.combine import Options, linear
 from xft.merge.methods import Coefficients
+from xft.moe.layouts import Piece
 from xft.moe.mixture import Mixture
 from xft.progress import track
 
@@ -45,7 +46,7 @@ def dense_skeleton(mixture: Mixture) -> Any:
     config = AutoConfig.for_model(**dense_config(mixture))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    ffn = {f"{mixture.family.ffn(layer)}.{part.tensor}" for layer in range(mixture.layers) for part in mixture.parts}
+    ffn = {f"{mixture.family.ffn(layer)}.{part.tensor}" for layer in mixture.mixed_layers for part in mixture.parts}
     weights: dict[str, Tensor] = {}
     stored = {id(parameter): name for name, parameter in named_as_stored(model, mixture.family)}
     for name, parameter in model.named_parameters():
@@ -66,10 +67,10 @@ class Differences:
     base: Checkpoint
     options: Options
 
-    def combined(self, name: str, experts_E: Sequence[Tensor], weights_E: Tensor) -> Tensor:
-        """Return a merged matrix; what is dropped at random depends on the seed and the matrix's name."""
-        seeded = replace(self.options, seed=self.options.seed + zlib.crc32(name.encode()))
-        return self.combine(experts_E, finite(self.base.read(name), name), weights_E, seeded)
+    def combined(self, name: str, number: int, piece: Piece, weights_E: Tensor) -> Tensor:
+        """Return a piece of a merged matrix; what is dropped at random depends on the seed, its number and the name."""
+        seeded = replace(self.options, seed=self.options.seed + number + zlib.crc32(name.encode()))
+        return self.combine(piece.experts, piece.view(finite(self.base.read(name), name)), weights_E, seeded)
 
 
 def write_merged(
@@ -84,19 +85,22 @@ def write_merged(
     """
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
-    ffns = tuple(f"{mixture.family.ffn(layer)}." for layer in range(mixture.layers))
+    layers = mixture.mixed_layers
+    ffns = tuple(f"{mixture.family.ffn(layer)}." for layer in layers)
     parts = {  # each is written where its first tensor is
-        mixture.tensor_names(layer, part)[0]: (layer, part) for layer in range(mixture.layers) for part in mixture.parts
+        mixture.tensor_names(layer, part)[0]: (layer, part) for layer in layers for part in mixture.parts
     }
 
     def merged(layer: int, part: Part, name: str) -> list[Tensor]:
         for source in mixture.tensor_names(layer, part):
             finite(mixture.read(source), source)
-        experts_E, weights_E = mixture.experts(layer, part), coefficients.of(layer, part.place)
-        if differences is None:
-            mixed = linear(experts_E, weights_E)
-        else:
-            mixed = differences.combined(name, experts_E, weights_E)
+        mixed = torch.empty(mixture.part_shape(part))
+        for number, piece in enumerate(mixture.pieces(layer, part)):
+            weights_E = coefficients.of(layer - layers.start, part.place, piece)
+            if differences is None:
+                linear(piece.experts, weights_E, out=piece.view(mixed))
+            else:
+                piece.view(mixed).copy_(differences.combined(name, number, piece, weights_E))
         rounded = finite(mixed, name).to(dtype)
         if dtype != torch.float32:
             error = (mixed - rounded.float()).abs()
@@ -110,7 +114,7 @@ def write_merged(
         if name in parts:
             layer, part = parts[name]
             target = f"{mixture.family.ffn(layer)}.{part.tensor}"
-            shape, make = mixture.part_shape(layer, part), partial(merged, layer, part, target)
+            shape, make = mixture.part_shape(part), partial(merged, layer, part, target)
             plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
         elif not name.startswith(ffns):
             copied = copy_of(mixture, name)

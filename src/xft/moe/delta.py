@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
 
 from xft.families import Family
 from xft.moe.layer import Dispatch, RoutedExperts, dispatched, slices
@@ -32,6 +33,14 @@ class DeltaExperts(RoutedExperts):
             wide, narrow = weight.shape
             self.register_parameter(f"{name}_a", nn.Parameter(weight.new_empty(routed, rank, narrow)))
             self.register_parameter(f"{name}_b", nn.Parameter(weight.new_empty(routed, wide, rank)))
+
+    def initialise(self, std: float) -> None:
+        """Draw A as `nn.Linear` does; B is zero."""
+        for name, stack in self.named_parameters():
+            if name.endswith("_b"):
+                init.zeros_(stack)
+            else:
+                init.uniform_(stack, -(stack.shape[-1] ** -0.5), stack.shape[-1] ** -0.5)
 
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Mix hidden states, then apply the FFN's last matrix once; its bias is weighted as the experts are."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import initialization as init
 
 from xft.families import Family
 from xft.moe.routers import ROUTERS, Routing
@@ -35,10 +36,13 @@ class RouterOutput(NamedTuple):
 class Router(nn.Module):
     """Score the routed experts and apply the routing rule, in fp32 whatever the autocast."""
 
-    def __init__(self, hidden_size: int, routed: int, keep: int, *, rule: str, gate: str, noise: bool) -> None:
+    def __init__(
+        self, hidden_size: int, routed: int, keep: int, *, rule: str, gate: str, noise: bool, parts: int = 1
+    ) -> None:
+        """Make a router; `parts` neighbouring experts make a whole FFN and get the same noise, to be kept together."""
         super().__init__()
         self.rule = ROUTERS[rule]
-        self.keep = keep
+        self.keep, self.parts = keep, parts
         self.hidden = nn.Linear(hidden_size, routed, bias=False) if gate == "mlp" else None
         self.scores = nn.Linear(routed if gate == "mlp" else hidden_size, routed, bias=False)
         self.noise = nn.Linear(hidden_size, routed, bias=False) if noise else None
@@ -54,7 +58,8 @@ class Router(nn.Module):
             noisy_TR, std_TR = logits_TR, None
             if self.training and self.noise is not None:
                 std_TR = F.softplus(F.linear(x_TD, self.noise.weight.float())) + NOISE_FLOOR
-                noisy_TR = logits_TR + torch.randn_like(logits_TR) * std_TR
+                draws_TR = torch.randn_like(logits_TR[:, :: self.parts]).repeat_interleave(self.parts, dim=-1)
+                noisy_TR = logits_TR + draws_TR[:, : logits_TR.shape[1]] * std_TR
             bias = () if self.bias_R is None else (self.bias_R,)
             routing = self.rule.route(noisy_TR, self.keep, *bias)
             return RouterOutput(routing, logits_TR, noisy_TR, None if self.rule.bias else std_TR)
@@ -221,6 +226,10 @@ class RoutedExperts(nn.Module, ABC):
         self.hidden = self._fused if family.fused else self._hidden
 
     @abstractmethod
+    def initialise(self, std: float) -> None:
+        """Fill the parameters of a model that is made from its config alone; those already loaded stay."""
+
+    @abstractmethod
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Return the weighted sum of all experts' outputs, (T, D); `ffn` is held beside the routed ones."""
 
@@ -237,9 +246,13 @@ class RoutedExperts(nn.Module, ABC):
 class Experts(RoutedExperts):
     """R FFNs of a family, gated or not, in stacked matrices and biases called as the family calls them."""
 
-    def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
-        """Take shapes and biases from the family's own module; the experts are not filled."""
+    def __init__(self, ffn: nn.Module, family: Family, routed: int, parts: int = 1) -> None:
+        """Take shapes and biases from the family's own module; the experts are not filled.
+
+        Expert i is a version of part i mod `parts` of a whole FFN.
+        """
         super().__init__(ffn, family, routed)
+        self.parts = parts
         linears = [ffn.get_submodule(name) for name in self.names]
         biased = all(linear.bias is not None for linear in linears)
         for name, linear in zip(self.names, linears, strict=True):
@@ -248,6 +261,11 @@ class Experts(RoutedExperts):
             if biased:
                 self.register_parameter(f"{name}_bias", nn.Parameter(weight.new_empty(routed, weight.shape[0])))
         self.form = _Form(len(family.inner), biased, self.hidden)
+
+    def initialise(self, std: float) -> None:
+        """Draw from N(0, std²)."""
+        for stack in self.parameters():
+            init.normal_(stack, mean=0.0, std=std)
 
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Add the shared expert's output, if there is one, to the routed ones'."""

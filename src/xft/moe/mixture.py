@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
 from xft.families import MOE_PREFIX, Part
-from xft.moe.routers import ROUTERS, RouterRule, split_counts
+from xft.moe.layouts import Layout, Piece, layout_of, settings_of
+from xft.moe.routers import RouterRule
+from xft.recipe import UpcycleConfig
 
 
 class Mixture(Checkpoint):
@@ -30,84 +31,79 @@ class Mixture(Checkpoint):
             raise CheckpointError(
                 f"{folder}: not a mixture that xft made; give the output of `xft upcycle` or `xft tune`"
             )
-        for layer in range(self.layers):
+        for layer in self.mixed_layers:
             for part in self.parts:
                 for name in self.tensor_names(layer, part):
                     if name not in self:
                         raise CheckpointError(f"{folder}: no tensor {name!r}; not a whole mixture, make it again")
-
-    @cached_property
-    def parts(self) -> list[Part]:
-        """What the experts consist of: the family's matrices, and the biases that are there."""
-        return [
-            part
-            for part in self.family.parts
-            if part.tensor.endswith(".weight") or any(name in self for name in self.tensor_names(0, part))
-        ]
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the mapping `xft` of config.json."""
         return dict(self.config["xft"])
 
+    @cached_property
+    def settings(self) -> UpcycleConfig:
+        """Return how it was made."""
+        return settings_of(self.options, str(self.folder / "config.json"))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Return the layout of its experts."""
+        return layout_of(self.settings, self.family)
+
     @property
-    def delta(self) -> bool:
-        """Whether the routed experts are low-rank differences from the FFN."""
-        return self.options.get("layout") == "delta"
+    def mixed_layers(self) -> range:
+        """Return the numbers of the layers that are mixtures; those before them are dense."""
+        return range(self.settings.dense_layers, self.layers)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What the experts consist of: the family's matrices, and the biases that are there."""
+        first = self.mixed_layers.start
+        return [
+            part
+            for part in self.family.parts
+            if part.tensor.endswith(".weight") or any(name in self for name in self.tensor_names(first, part))
+        ]
 
     @property
     def rule(self) -> RouterRule:
         """Return the routing rule."""
-        return ROUTERS[str(self.options["router"])]
-
-    @property
-    def preserves_dense(self) -> bool:
-        """Whether the fresh mixture promises to compute what its dense parent computes."""
-        changed = self.options.get("redraw") or self.options.get("noise")
-        return self.rule.preserves_dense and not changed
+        return self.layout.rule
 
     @property
     def routed(self) -> int:
         """Return the number of routed experts."""
-        return split_counts(self.options["router"], self.options["experts"], self.options["active"])[0]
+        return self.layout.routed
+
+    @property
+    def preserves_dense(self) -> bool:
+        """Whether the fresh mixture promises to compute what its dense parent computes."""
+        return self.layout.preserves_dense(getattr(torch, self.options["base_dtype"]))
 
     def ffn_name(self, layer: int, part: Part) -> str | None:
         """Name a tensor of the FFN held beside the routed experts: the shared one, or what they differ from."""
-        return f"{self.family.ffn(layer)}.shared_expert.{part.tensor}" if self.rule.shared or self.delta else None
+        return f"{self.family.ffn(layer)}.shared_expert.{part.tensor}" if self.layout.beside(part) else None
 
     def stack_names(self, layer: int, part: Part) -> list[str]:
-        """Name the stacked tensors that make one tensor of the routed experts; biases have no differences."""
-        stack = f"{self.family.ffn(layer)}.experts.{part.stack}"
-        if not self.delta:
-            return [stack]
-        return [f"{stack}_a", f"{stack}_b"] if part.tensor.endswith(".weight") else []
+        """Name the stacked tensors that make one tensor of the routed experts."""
+        return [f"{self.family.ffn(layer)}.experts.{stack}" for stack in self.layout.stacks(part)]
 
     def tensor_names(self, layer: int, part: Part) -> list[str]:
         """Name all tensors that the experts' versions of one tensor are made of, the FFN's own first."""
         name = self.ffn_name(layer, part)
         return [*([] if name is None else [name]), *self.stack_names(layer, part)]
 
-    def part_shape(self, layer: int, part: Part) -> tuple[int, ...]:
-        """Return the shape of a tensor of one expert."""
-        name = self.ffn_name(layer, part)
-        return tuple(self.shape(self.stack_names(layer, part)[0])[1:] if name is None else self.shape(name))
+    def part_shape(self, part: Part) -> tuple[int, ...]:
+        """Return the shape of a tensor of the dense FFN."""
+        return self.family.shape(part, self.config)
 
-    def experts(self, layer: int, part: Part) -> list[Tensor]:
-        """Return one tensor of every expert, the shared one first.
-
-        Of copies these are backed by the file's pages; what differs by a low rank is put together, in fp32.
-        """
-        stacks = [self.read(name) for name in self.stack_names(layer, part)]
+    def pieces(self, layer: int, part: Part) -> list[Piece]:
+        """Return the pieces of a tensor of the dense FFN, with the experts' versions of them."""
         name = self.ffn_name(layer, part)
-        ffn = None if name is None else self.read(name)
-        first = [ffn] if ffn is not None and self.rule.shared else []
-        if not self.delta:
-            return [*first, *stacks[0].unbind()]
-        assert ffn is not None
-        if not stacks:
-            return [*first, *[ffn] * self.routed]
-        narrow_RrI, wide_ROr = stacks
-        return [*first, *(ffn.float() + b.float() @ a.float() for a, b in zip(narrow_RrI, wide_ROr, strict=True))]
+        stacks = [self.read(stack) for stack in self.stack_names(layer, part)]
+        return self.layout.pieces(None if name is None else self.read(name), stacks, part)
 
 
 def fingerprint(dense: Checkpoint) -> str:

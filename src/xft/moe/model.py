@@ -14,9 +14,8 @@ from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from xft.families import FAMILIES, Family
-from xft.moe.delta import DeltaExperts
-from xft.moe.layer import Experts, MoELayer, Router
-from xft.moe.routers import split_counts
+from xft.moe.layer import MoELayer, RoutedExperts, Router
+from xft.moe.layouts import Layout, layout_of, settings_of
 
 
 def register() -> None:
@@ -51,8 +50,9 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
 
     def build(self: Any, config: Any) -> None:
         dense_model.__init__(self, config)
-        for layer in self.base_model.layers:
-            layer.mlp = moe_layer(layer.mlp, config, family)
+        settings = settings_of(config.xft, "config.json")
+        for layer in self.base_model.layers[settings.dense_layers :]:
+            layer.mlp = moe_layer(layer.mlp, config.hidden_size, layout_of(settings, family))
             for module in layer.mlp.modules():
                 initialise(module, std=config.initializer_range)
 
@@ -71,29 +71,29 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
 class MoEConfig:
     """The dense family's configuration with a mapping `xft`.
 
-    Keys of `xft`: those of the recipe's section `upcycle` (`experts` and `active` count a shared one), `base` (what the
+    Keys of `xft`: those of the recipe's section `upcycle` (`experts` and `active` count shared ones), `base` (what the
     user calls the dense parent) and `base_dtype` (its dtype, in which merged models are written).
     """
 
 
-def moe_layer(ffn: nn.Module, config: Any, family: Family) -> MoELayer:
-    """Put a stock FFN module into a mixture layer, where that needs it; routed experts are not filled."""
-    options = config.xft
-    routed, keep = split_counts(options["router"], options["experts"], options["active"])
-    router = Router(
-        config.hidden_size, routed, keep, rule=options["router"], gate=options["gate"], noise=options["gate_noise"]
-    )
-    if options.get("layout") == "delta":
-        return MoELayer(ffn, router, DeltaExperts(ffn, family, routed, options["rank"]))
-    return MoELayer(ffn if router.rule.shared else None, router, Experts(ffn, family, routed))
+def moe_layer(ffn: nn.Module, hidden_size: int, layout: Layout) -> MoELayer:
+    """Put a stock FFN module, as far as it is needed, into a mixture layer that is not filled."""
+    shared_expert, experts = layout.modules(ffn)
+    return MoELayer(shared_expert, router_of(hidden_size, layout), experts)
+
+
+def router_of(hidden_size: int, layout: Layout) -> Router:
+    """Return the router of a mixture layer, not filled."""
+    config = layout.config
+    return Router(
+        hidden_size, layout.routed, layout.keep, rule=config.router, gate=config.gate, noise=config.gate_noise,
+        parts=config.parts,
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, std: float) -> None:
-    """Initialise routers as `nn.Linear` does (the reference's way), gate noise to zero, experts from N(0, std²).
-
-    Of low-rank differences, A is initialised as `nn.Linear` does and B to zero.
-    """
+    """Initialise routers as `nn.Linear` does (the reference's way), gate noise to zero, experts as they do it."""
     if isinstance(module, Router):
         for linear in (module.hidden, module.scores):
             if linear is not None:
@@ -103,15 +103,8 @@ def initialise(module: nn.Module, std: float) -> None:
             init.zeros_(module.noise.weight)
         if module.bias_R is not None:
             init.zeros_(module.bias_R)
-    if isinstance(module, DeltaExperts):
-        for name, stack in module.named_parameters():
-            if name.endswith("_b"):
-                init.zeros_(stack)
-            else:
-                init.uniform_(stack, -(stack.shape[-1] ** -0.5), stack.shape[-1] ** -0.5)
-    if isinstance(module, Experts):
-        for stack in module.parameters():
-            init.normal_(stack, mean=0.0, std=std)
+    if isinstance(module, RoutedExperts):
+        module.initialise(std)
 
 
 register()

@@ -41,6 +41,8 @@ class RouterRule:
     """Weights sum to 1 for every token, so an upcycled model equals its dense parent."""
     shared: bool
     """One expert is shared: always active, beside the routed ones."""
+    normalized: bool = False
+    """The kept experts' weights sum to 1 by themselves; a shared expert's is 1 beside them."""
     least: int = 1
     """Routed experts that must be kept for the router to learn."""
     bias: bool = False
@@ -50,19 +52,26 @@ class RouterRule:
 ROUTERS: Registry[RouterRule] = Registry("router")
 
 
-def split_counts(router: str, experts: int, active: int) -> tuple[int, int]:
-    """Return the numbers of routed experts and of those kept per token; the shared one, if any, is in neither.
+def split_counts(router: str, experts: int, active: int, *, shared: int = 1, parts: int = 1) -> tuple[int, int]:
+    """Return the numbers of routed experts and of those kept per token; the shared ones, if any, are in neither.
+
+    `shared` counts where the router has shared experts; `parts` is how many routed experts make a whole FFN.
 
     Raises:
         UnknownNameError: no such router.
-        RecipeError: too few experts are active for this router.
+        RecipeError: too few experts, or too few of them active, for this router and these parts.
     """
     rule = ROUTERS[router]
-    shared = int(rule.shared)
-    if active - shared < rule.least:
-        counted = ", the shared one counted" if shared else ""
-        raise RecipeError(f"active must be at least {rule.least + shared} with the router {router}{counted}")
-    return experts - shared, active - shared
+    if shared > 1 and not rule.shared:
+        having = ", ".join(name for name, other in ROUTERS.items() if other.shared)
+        raise RecipeError(f"shared={shared}, but the router {router} has no shared experts; these have: {having}")
+    beside = shared if rule.shared else 0
+    counted = ", the shared ones counted" if beside > 1 else ", the shared one counted" if beside else ""
+    if active - beside < rule.least:
+        raise RecipeError(f"active must be at least {rule.least + beside} with the router {router}{counted}")
+    if experts - beside < parts:
+        raise RecipeError(f"experts must be at least {parts + beside} with parts={parts}{counted}; some would be lost")
+    return experts - beside, active - beside
 
 
 def shared_normalized(logits_TR: Tensor, k: int) -> Routing:
@@ -133,8 +142,10 @@ for _name, _rule in {
     "shared-renormalized": RouterRule(route=shared_renormalized, preserves_dense=True, shared=True),
     "shared-unnormalized": RouterRule(route=shared_unnormalized, preserves_dense=False, shared=True),
     "softmax-topk": RouterRule(route=softmax_topk, preserves_dense=False, shared=False),
-    "topk-softmax": RouterRule(route=topk_softmax, preserves_dense=True, shared=False, least=2),
+    "topk-softmax": RouterRule(route=topk_softmax, preserves_dense=True, shared=False, normalized=True, least=2),
     "deepseek": RouterRule(route=deepseek, preserves_dense=False, shared=True),
-    "deepseek-sigmoid": RouterRule(route=deepseek_sigmoid, preserves_dense=False, shared=True, least=2, bias=True),
+    "deepseek-sigmoid": RouterRule(
+        route=deepseek_sigmoid, preserves_dense=False, shared=True, normalized=True, least=2, bias=True
+    ),
 }.items():
     ROUTERS.register(_name)(_rule)

@@ -103,14 +103,18 @@ class ExpertAveraging(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Change the experts in place: `W_i <- (1 - b) W_i + b mean of W_j, j != i`."""
+        """Change the experts in place: `W_i <- (1 - b) W_i + b mean of W_j, j != i`, over copies of the same part."""
         for experts in (module for module in model.modules() if isinstance(module, Experts)):
             for stack_R in experts.parameters():
-                others = len(stack_R) - 1
-                if others:
-                    total = stack_R.sum(0)
-                    for expert in stack_R:
-                        expert.mul_(1.0 - self.share - self.share / others).add_(total, alpha=self.share / others)
+                for part in range(experts.parts):
+                    self._average(stack_R[part :: experts.parts])
+
+    def _average(self, copies: torch.Tensor) -> None:
+        others = len(copies) - 1
+        if others:
+            total = copies.sum(0)
+            for expert in copies:
+                expert.mul_(1.0 - self.share - self.share / others).add_(total, alpha=self.share / others)
 
 
 def _step(line: str) -> int | None:

@@ -32,7 +32,7 @@ from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RecipeError, RunError
 from xft.memory import keep_heap_warm
-from xft.moe.mixture import is_mixture
+from xft.moe.mixture import Mixture, is_mixture
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import (
@@ -105,8 +105,9 @@ def train(job: TuneJob) -> None:
     out, config = Path(job.out), TuneConfig(**job.config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = Checkpoint(job.model)
-    if config.average_experts and is_mixture(source) and source.config["xft"].get("layout") == "delta":
-        raise RecipeError("tune.average_experts averages copies; experts of the layout delta have none")
+    if config.average_experts and is_mixture(source) and not Mixture(job.model).layout.copies:
+        layout = source.config["xft"]["layout"]
+        raise RecipeError(f"tune.average_experts averages copies; {job.model} has the layout {layout}, without any")
     keep_heap_warm()
     require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
     tokenizer = AutoTokenizer.from_pretrained(job.model)

@@ -1,0 +1,137 @@
+"""Fine-grained experts: the FFN's channels cut in equal parts (DeepSeekMoE, arXiv 2401.06066).
+
+With G parts and S shared experts the FFN is cut in S + G: the first S are always on, as one narrow FFN, and routed
+expert i is a copy of part i mod G of the others. `down_proj` of the routed ones is multiplied by G, since the weights
+of the G parts of one copy sum to 1 where those of one whole expert did. The router's rows start alike for the G
+experts that make one whole copy (virtual groups; Nvidia, arXiv 2410.07524), so that parts are kept together.
+
+The last matrix's bias belongs to no channel: every routed expert has all of it, the shared ones have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from xft.checkpoint import Checkpoint, Planned, finite
+from xft.errors import RecipeError
+from xft.families import Family, Part
+from xft.moe.layer import Experts, RoutedExperts
+from xft.moe.layouts.layout import LAYOUTS, Layout, Piece, stacked
+
+
+@LAYOUTS.register("split")
+class Split(Layout):
+    """Stacks of narrow FFNs; the shared experts are one FFN of their channels."""
+
+    @property
+    def shared(self) -> int:
+        """Return the number of shared experts."""
+        return self.config.shared if self.rule.shared else 0
+
+    @property
+    def weighs_shared(self) -> bool:
+        """The shared experts' channels are no other expert's: nothing is weighed."""
+        return False
+
+    def check(self, source: Checkpoint) -> None:
+        """Refuse channels that don't go into equal parts."""
+        channels, parts = int(source.config["intermediate_size"]), self.shared + self.config.parts
+        if channels % parts:
+            possible = [n for n in range(2, min(channels, self.routed) + 1) if channels % (self.shared + n) == 0]
+            raise RecipeError(
+                f"{source.folder}: its FFN has {channels} channels, which can't be cut in {parts} equal parts "
+                f"(upcycle.parts={self.config.parts}, {self.shared} shared); "
+                f"parts can be {', '.join(map(str, possible)) or 'nothing with these experts'}"
+            )
+
+    def preserves_dense(self, dtype: torch.dtype) -> bool:
+        """Each token must keep whole copies, whose weights sum to 1; 16 bits hold G times a weight if G is 2^n."""
+        parts = self.config.parts
+        whole = self.routed % parts == 0 and self.keep % parts == 0
+        exact = dtype == torch.float32 or parts & (parts - 1) == 0
+        return whole and exact and self.rule.normalized and not self.changed
+
+    def modules(self, ffn: nn.Module) -> tuple[nn.Module | None, RoutedExperts]:
+        """Make the FFN narrow, once for the routed and once for the shared experts."""
+        width = ffn.get_parameter(f"{self.family.down}.weight").shape[1] // (self.shared + self.config.parts)
+        narrowed(ffn, self.family, width)
+        experts = Experts(ffn, self.family, self.routed, parts=self.config.parts)
+        if not self.shared:
+            return None, experts
+        narrowed(ffn, self.family, self.shared * width)
+        ffn.get_submodule(self.family.down).bias = None  # type: ignore[assignment]
+        return ffn, experts
+
+    def beside(self, part: Part) -> bool:
+        """What belongs to channels, where the router has shared experts."""
+        return bool(self.shared) and self.family.of_channels(part)
+
+    def plan(self, source: Checkpoint, name: str, part: Part, target: str, seed: int) -> Iterator[Planned]:
+        """Plan the shared experts' channels and the stack of parts."""
+        parts, width = self.config.parts, int(source.config["intermediate_size"]) // (self.shared + self.config.parts)
+        dtype, cut = source.dtype(name), self.family.of_channels(part)
+        scale = float(parts) if part.tensor == f"{self.family.down}.weight" else 1.0
+
+        def expert(tensor: Tensor, number: int) -> Tensor:
+            start = (self.shared + number % parts) * width
+            own = self._cut(tensor, part, start, width) if cut else tensor
+            return (scale * self.own_version(own, part, width, (seed, number))).to(dtype)
+
+        if self.beside(part):
+            yield Planned(
+                name=f"{target}.shared_expert.{part.tensor}", dtype=dtype,
+                shape=self.family.shape(part, source.config, self.shared * width),
+                make=lambda: [self._cut(finite(source.read(name), name), part, 0, self.shared * width)],
+            )  # fmt: skip
+        shape = (self.routed, *self.family.shape(part, source.config, width))
+        yield stacked(source, name, f"{target}.experts.{part.stack}", shape, expert)
+
+    def pieces(self, ffn: Tensor | None, stacks: list[Tensor], part: Part) -> list[Piece]:
+        """Return the shared channels, then each part's copies; the last matrix's bias is one piece of all experts."""
+        (stack,), parts = stacks, self.config.parts
+        if not self.family.of_channels(part):
+            return [Piece(experts=stack.unbind())]
+        experts = [by_channel(self.family, part, expert) for expert in stack]
+        if part.tensor == f"{self.family.down}.weight":
+            experts = [expert.float() / parts for expert in experts]
+        found, start, width = [], 0, len(experts[0])
+        if ffn is not None:
+            start = self.shared * width
+            found = [self._piece(part, [by_channel(self.family, part, ffn)], slice(0), 0, start)]
+        for number in range(parts):
+            copies = slice(number, None, parts)
+            found.append(self._piece(part, experts[copies], copies, start + number * width, width))
+        return found
+
+    def _piece(self, part: Part, experts: list[Tensor], routed: slice, start: int, width: int) -> Piece:
+        def view(dense: Tensor) -> Tensor:
+            return by_channel(self.family, part, dense)[start : start + width]
+
+        return Piece(experts=experts, routed=routed, factor=float(self.config.parts), view=view)
+
+    def _cut(self, tensor: Tensor, part: Part, start: int, width: int) -> Tensor:
+        """Return some channels of a tensor, of its own kind of shape."""
+        axis = 1 if part.tensor == f"{self.family.down}.weight" else 0
+        pieces = tensor.chunk(2) if self.family.fused and axis == 0 else (tensor,)
+        return torch.cat([piece.narrow(axis, start, width) for piece in pieces], axis)
+
+
+def by_channel(family: Family, part: Part, tensor: Tensor) -> Tensor:
+    """Return a view of a tensor of an FFN whose first dimension is its channels."""
+    if part.tensor == f"{family.down}.weight":
+        return tensor.t()
+    return tensor.unflatten(0, (2, -1)).transpose(0, 1) if family.fused else tensor
+
+
+def narrowed(ffn: nn.Module, family: Family, channels: int) -> None:
+    """Give an FFN module of a family another number of channels; its weights are not filled."""
+    for name in family.projections:
+        old = ffn.get_submodule(name)
+        weight: Tensor = old.weight  # type: ignore[assignment]
+        wide, narrow = weight.shape
+        sizes = (channels, wide) if name == family.down else (narrow, channels * (1 + family.fused))
+        new = nn.Linear(*sizes, bias=old.bias is not None, device=weight.device, dtype=weight.dtype)
+        ffn.set_submodule(name, new)
