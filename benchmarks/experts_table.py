@@ -28,6 +28,7 @@ MIXTURES: tuple[dict[str, Any], ...] = (
     {"layout": "copy", "experts": 8, "active": 6},
     {"layout": "copy", "experts": 8, "active": 2, "router": "topk-softmax"},
     {"layout": "delta", "experts": 8, "active": 6, "rank": 16},
+    {"layout": "adapter", "experts": 8, "active": 6, "rank": 16},
     {"layout": "split", "experts": 32, "active": 4, "parts": 4, "router": "topk-softmax"},
     {"layout": "split", "experts": 34, "active": 6, "parts": 4, "shared": 2, "router": "deepseek-sigmoid"},
     {"layout": "split", "experts": 66, "active": 8, "parts": 4, "shared": 2, "router": "deepseek"},

@@ -170,7 +170,7 @@ def test_a_truncated_file_is_an_error_that_names_it(keep: int, tmp_path: Path) -
     write(tmp_path, TENSORS)
     data = (tmp_path / SINGLE).read_bytes()
     (tmp_path / SINGLE).write_bytes(data[:keep])
-    with pytest.raises(CheckpointError, match=rf"{SINGLE}: truncated or damaged .* fetch the model again"):
+    with pytest.raises(CheckpointError, match=rf"{SINGLE}: truncated or damaged .* fetch or make the model again"):
         Checkpoint(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_a_truncated_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_a_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     shard = next(write(tmp_path, TENSORS, shard_bytes=60).glob("model-00002-*"))
     shard.unlink()
-    with pytest.raises(CheckpointError, match=rf"{shard.name}: this shard is missing; fetch the model again"):
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: this shard is missing; fetch or make the model again"):
         Checkpoint(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_a_damaged_config_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json: not .*; fetch the model again"):
+    with pytest.raises(CheckpointError, match=r"config\.json: not .*; fetch or make the model again"):
         Checkpoint(tmp_path)
 
 

@@ -359,15 +359,15 @@ def _no_config(folder: Path) -> None:
 
 
 MODEL_FAULTS: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
-    (_truncate, ("model.safetensors: truncated or damaged", "fetch the model again")),
+    (_truncate, ("model.safetensors: truncated or damaged", "fetch or make the model again")),
     (_no_weights, ("neither model.safetensors nor model.safetensors.index.json",)),
     (_pickle_only, ("pytorch_model.bin is a pickle, convert it",)),
-    (_missing_shard, ("model-00002-of-00002.safetensors: this shard is missing", "fetch the model again")),
+    (_missing_shard, ("model-00002-of-00002.safetensors: this shard is missing", "fetch or make the model again")),
     (
         _unknown_family,
         ("unknown model family 'gpt2'", "known: gemma2, ", "llama, ", "model.layers.0.mlp.gate_proj.weight"),
     ),
-    (_damaged_config, ("config.json: not valid JSON", "fetch the model again")),
+    (_damaged_config, ("config.json: not valid JSON", "fetch or make the model again")),
     (_no_config, ("no config.json", "give a folder with a model's config.json and safetensors")),
 ]
 
@@ -411,12 +411,16 @@ def test_a_tensor_that_is_missing_is_named(xft: Xft, dense: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_named(xft: Xft, value: float, dense: Path, moe: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_named(
+    xft: Xft, value: float, dense: Path, moe: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
     for folder, tensor in ((dense, "model.layers.1.mlp.up_proj.weight"), (moe, "model.layers.1.mlp.experts.up_proj")):
         tensors = weights(folder)
         tensors[tensor].view(-1)[7] = value
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     refused(xft("upcycle", dense, tmp_path / "out"), "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity")
+    result = xft("tune", dense, tmp_path / "tuned", "--data", pairs[0], *QUICK)
+    refused(result, "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity")
     result = xft("merge", moe, tmp_path / "merged", "--method", "uniform")
     refused(result, "'model.layers.1.mlp.experts.up_proj' holds NaN or infinity")
     assert not (tmp_path / "out").exists()
@@ -455,6 +459,10 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("merge", "MOE", "OUT", "--shared-weight", "-0.5"), ("--shared-weight", "0; see --help")),
         (("merge", "MOE", "OUT", "--method", "median"), ("unknown merge method 'median'", "learned, router-weighted")),
         (("merge", "MOE", "OUT"), ("no data; give --data FILE",)),
+        (("upcycle", "BASE", "OUT", "--set", "experts=5"), ("--set experts=5", "has the option --experts")),
+        (("tune", "BASE", "OUT", "--data", "DATA", "--lr", "inf"), ("lr", "finite number")),
+        (("tune", "BASE", "OUT", "--data", "DATA", "--column", "instruction"), ("--column instruction", "field=name")),
+        (("tune", "BASE", "OUT", "--data", "DATA", "--set", "z_loss=0.1"), ("z_loss is for mixtures", "dense model")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--lr", "0"), ("lr", "greater than 0")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--epochs", "0"), ("--epochs", "1; see --help")),
         (
@@ -504,6 +512,52 @@ def test_wrong_names_in_a_recipe_are_found_before_the_work(
 # Bad input: places
 
 
+def test_a_folder_that_cannot_be_made_is_named(
+    xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(xft("upcycle", tiny_dense, tmp_path / "file" / "out"), tmp_path / "file", "can't be written")
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"task_id": "HumanEval/0", "completion": "pass"}\n')
+    result = xft("eval", "score", samples, "--bench", "humaneval", "--out", tmp_path / "file")
+    refused(result, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_refused_command_leaves_nothing_behind(
+    xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"a": 1}\n')
+    before = sorted(tmp_path.iterdir())
+    result = xft("tune", tiny_dense, tmp_path / "out", "--data", wrong, "--skip-bad")
+    refused(result, "no instruction pairs", "all 1 records are bad, the first is", "wrong.jsonl:1", "--column")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_without_a_tokenizer_is_named_with_the_remedy(
+    xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(tiny_dense, tmp_path / "bare")
+    for path in bare.glob("*token*"):
+        path.unlink()
+    for arguments in (
+        ("tune", bare, tmp_path / "out", "--data", pairs[0], *QUICK),
+        ("run", "tiny", f"base={bare}", "--out", tmp_path / "run"),
+        ("eval", bare, "--bench", "", "--heldout", pairs[0], "--out", tmp_path / "scores"),
+    ):
+        refused(xft(*arguments), bare, "no tokenizer that can be read", "copy tokenizer.json")
+
+
+def test_pairs_that_are_cut_or_left_out_are_said(xft: Xft, tiny_dense: Path, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    texts = (("short", "yes"), ("short", "no " * 90), ("long " * 90, "yes"))
+    data.write_text("".join(json.dumps({"instruction": one, "response": two}) + "\n" for one, two in texts))
+    result = xft("tune", tiny_dense, tmp_path / "out", "--data", data, *QUICK, "--max-length", "96")
+    assert result.code == 0, result.err
+    assert "1 of 3 pairs are cut at max_length=96 tokens, 1 whose prompt alone is longer are left out" in result.err
+
+
 def test_an_output_folder_that_holds_something_else_is_refused(
     xft: Xft, tiny_dense: Path, tiny_moe: Path, pairs: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -536,7 +590,7 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
     ):
         refused(xft(*arguments), f"{out}.partial: needs ", "the disk has 0.0 GB; choose another disk")
         assert not list(tmp_path.rglob("model*.safetensors"))
-        shutil.rmtree(f"{out}.partial")
+        assert not Path(f"{out}.partial").exists()
 
 
 def test_a_report_of_something_else_is_refused(xft: Xft, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def overrides(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 def recipe_with(overrides: list[str], *more: str) -> Recipe:
-    return load_recipe("tiny", [*overrides, *more])
+    return load_recipe("tiny", [*overrides, "tune.checkpoint_minutes=0", *more])
 
 
 def run(recipe: Recipe, out: Path, *, redo: bool = False, answer: bool = False) -> list[str]:
@@ -161,8 +161,10 @@ def test_a_changed_merge_setting_redoes_the_merge_only_and_back_restores_it(copi
     changed = folder_digest(copied / "merge/learned")
     assert changed != digest
 
-    said = run(recipe_with(overrides), copied)
+    claim_hours(copied, ("merge/learned", "eval/xft"))
+    said = run(recipe_with(overrides), copied)  # nothing is redone, so nothing is asked
     assert made(said) == set()
+    assert not [line for line in said if "will redo" in line]
     assert folder_digest(copied / "merge/learned") == digest
     assert not aside.exists()
     kept = [path for path in (copied / "merge").iterdir() if path.name.startswith("learned.")]
@@ -172,6 +174,12 @@ def test_a_changed_merge_setting_redoes_the_merge_only_and_back_restores_it(copi
 def test_a_changed_shared_weight_redoes_both_merges_and_their_scores(copied: Path, overrides: list[str]) -> None:
     said = run(recipe_with(overrides, "merge.shared_weight=0.5"), copied)
     assert made(said) == {"merge/uniform", "merge/learned", "eval/uniform", "eval/xft"}
+
+
+def test_a_changed_seed_counts_as_a_change(copied: Path, overrides: list[str]) -> None:
+    claim_hours(copied, ("sft", "moe", "merge/learned"))
+    with pytest.raises(RunError, match=r"of work would be redone \(base .*, moe \(5:01\)"):
+        run(recipe_with(overrides, "seed=7"), copied)
 
 
 def claim_hours(out: Path, names: tuple[str, ...]) -> None:

@@ -48,16 +48,18 @@ class Checkpoint:
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{path}: not valid JSON ({error}); fetch the model again") from None
+            raise CheckpointError(f"{path}: not valid JSON ({error}); fetch or make the model again") from None
         if not isinstance(tree, dict):
-            raise CheckpointError(f"{path}: not a JSON object; fetch the model again")
+            raise CheckpointError(f"{path}: not a JSON object; fetch or make the model again")
         return tree
 
     def _map_shards(self) -> dict[str, str]:
         if (self.folder / INDEX).is_file():
             mapped: dict[str, str] = self._read_json(INDEX).get("weight_map", {})
             if not mapped or not isinstance(mapped, dict) or not all(isinstance(at, str) for at in mapped.values()):
-                raise CheckpointError(f"{self.folder / INDEX}: no map from tensors to shards; fetch the model again")
+                raise CheckpointError(
+                    f"{self.folder / INDEX}: no map from tensors to shards; fetch or make the model again"
+                )
             held: dict[str, set[str]] = {name: set(self._open(name).keys()) for name in sorted(set(mapped.values()))}
             for tensor, shard in mapped.items():
                 if tensor not in held[shard]:
@@ -73,11 +75,13 @@ class Checkpoint:
         if shard not in self._files:
             path = self.folder / shard
             if not path.is_file() or Path(shard).name != shard:  # an index must not lead out of the folder
-                raise CheckpointError(f"{path}: this shard is missing; fetch the model again")
+                raise CheckpointError(f"{path}: this shard is missing; fetch or make the model again")
             try:
                 self._files[shard] = safe_open(path, framework="pt", device="cpu")
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch the model again") from None
+                raise CheckpointError(
+                    f"{path}: truncated or damaged ({error}); fetch or make the model again"
+                ) from None
         return self._files[shard]
 
     @property
@@ -174,7 +178,7 @@ def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
         # One reduction instead of a mask: a sum of finite values in fp32 is finite for any real weight matrix.
         flat = tensor.reshape(-1)
         if any(not torch.isfinite(piece.float().sum()) for piece in flat.split(1 << 24)):
-            raise CheckpointError(f"tensor {name!r} holds NaN or infinity; fetch or train the model again")
+            raise CheckpointError(f"tensor {name!r} holds NaN or infinity; fetch or make the model again")
     return tensor
 
 

@@ -47,7 +47,7 @@ def count(model: nn.Module) -> Cost:
     head = root.get_output_embeddings().weight
     idle = 0 if head is embedding else embedding.numel()
     for layer in model.modules():
-        if isinstance(layer, MoELayer):
+        if isinstance(layer, MoELayer) and layer.experts.sparse:
             routed = sum(weight.numel() for weight in layer.experts.parameters())
             idle += routed - routed * layer.router.keep // layer.experts.routed
     width = config.num_attention_heads * (

@@ -53,7 +53,7 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock"):
         nodes = graph(recipe, out)
-        _ask_before_redoing(nodes, out, redo, confirm, say)
+        _ask_before_redoing(nodes, out, recipe.seed, redo, confirm, say)
         require_disk(out, space_needed(recipe, out))
         (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         for number, node in enumerate(nodes, start=1):
@@ -140,18 +140,23 @@ def _current(folder: Path, stage: Stage) -> dict[str, Any] | None:
 
 
 def _ask_before_redoing(
-    nodes: list[Node], out: Path, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+    nodes: list[Node], out: Path, seed: int, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
 ) -> None:
     """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
     stale: dict[str, float] = {}
+    digests: dict[str, str] = {}
+    """Of the content that each stage has or, put aside earlier, will have again without work."""
     for node in nodes:
-        manifest = read_manifest(out / node.name)
-        if manifest is None:
-            continue
-        inputs = {name: (read_manifest(out / name) or {}).get("digest") for name in node.after} | node.outside
-        same = manifest["config"] == node.config and manifest["inputs"] == inputs
-        if not same or any(name in stale for name in node.after):
-            stale[node.name] = float(manifest["wall_seconds"])
+        present = read_manifest(out / node.name)
+        if all(name in digests for name in node.after):
+            inputs = {name: digests[name] for name in node.after} | node.outside
+            key = Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed).key
+            found = (present, read_manifest(aside_of(out / node.name, key)))
+            if fitting := next((manifest for manifest in found if manifest and manifest["key"] == key), None):
+                digests[node.name] = fitting["digest"]
+                continue
+        if present:
+            stale[node.name] = float(present["wall_seconds"])
     if not stale:
         return
     total = sum(stale.values())
@@ -232,11 +237,9 @@ def _data_hash(entry: BenchmarkConfig) -> str:
 
 
 def _style(recipe: Recipe, base: Path) -> str:
-    from transformers import AutoTokenizer
+    from xft.prompts import resolve_prompt, tokenizer_of
 
-    from xft.prompts import resolve_prompt
-
-    return resolve_prompt(recipe.prompt, AutoTokenizer.from_pretrained(base))
+    return resolve_prompt(recipe.prompt, tokenizer_of(base))
 
 
 def link_base(base: Path, folder: Path) -> None:

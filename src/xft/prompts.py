@@ -6,9 +6,10 @@ To add a style, register a `Prompt` here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from xft.errors import RecipeError
+from xft.errors import CheckpointError, RecipeError
 from xft.registry import Registry
 
 MAGICODER_SYSTEM = (
@@ -90,3 +91,21 @@ def resolve_prompt(name: str, tokenizer: ChatTokenizer) -> str:
         return "chat" if tokenizer.chat_template else "magicoder"
     PROMPTS[name]
     return name
+
+
+def tokenizer_of(model: Path | str) -> Any:
+    """Load a model's tokenizer.
+
+    Raises:
+        CheckpointError: it has none, or one that can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # a damaged file ends in whatever its reader raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{model}: no tokenizer that can be read ({reason}); copy tokenizer.json and tokenizer_config.json of the "
+            "model's base into it"
+        ) from None

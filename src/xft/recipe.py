@@ -21,7 +21,7 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """Base of every section: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSource(Section):
@@ -143,6 +143,10 @@ class TuneConfig(Section):
     """Compute type; master weights are fp32 always. auto: bf16 where the device has fast bf16."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     """Minutes between resume points; 0 saves after every step."""
+
+
+MIXTURES_ONLY = ("balance", "balance_loss", "z_loss", "average_experts")
+"""Keys of the section tune that a dense model has no use for."""
 
 
 class SftConfig(Section):

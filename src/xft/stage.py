@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from xft import __version__
-from xft.errors import RunError
+from xft.errors import RunError, XftError
 from xft.memory import peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 NOT_HASHED = {MANIFEST, "metrics.jsonl"}  # they hold times, which differ between equal runs
+WORTH_KEEPING = 60.0
+"""Seconds of work that a stage which ends in an error leaves behind, for the next try to go on from."""
 MOST_SAID = 4
 """Differences that a message names."""
 VERSIONED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
@@ -79,7 +81,7 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
     if begun_key != stage.key:
         with locked(partial / ".lock"):
             set_aside(partial, begun_key)
-    partial.mkdir(parents=True, exist_ok=True)
+    fresh = not partial.exists()
     with locked(partial / ".lock"):
         if (manifest := read_manifest(out)) and manifest["key"] == stage.key:  # another process has just made it
             shutil.rmtree(partial)
@@ -91,10 +93,15 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         clock = time.monotonic()
         try:
             stage.work(partial, meter)
+        except XftError:
+            if fresh and time.monotonic() - clock < WORTH_KEEPING:  # refused, with nothing to go on from
+                shutil.rmtree(partial)
+            raise
         finally:
             begun["wall_seconds"] += time.monotonic() - clock
             begun["peak_memory_bytes"] = max(begun.get("peak_memory_bytes", 0), peak_memory())
-            write_json(partial / BEGUN, begun)
+            if partial.exists():
+                write_json(partial / BEGUN, begun)
             release_memory()
         files = {name: file_digest(partial / name) for name in _files(partial)}
         manifest = {
@@ -166,10 +173,14 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; the lock goes with the process, so a kill leaves none behind.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, or its folder can't be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+    except OSError as error:
+        raise RunError(f"{path.parent}: can't be written ({error.strerror}: {error.filename})") from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

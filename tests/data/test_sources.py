@@ -143,6 +143,10 @@ def test_shipped_pairs_are_read_by_name() -> None:
         (b'{"instruction": "a", "response": null}', "no known layout"),
         (b'{"instruction": ["a"], "response": "b"}', "instruction is not text but list"),
         (b'{"instruction": "a", "response": 3}', "response is not text but int"),
+        (b'{"instruction": "a \\ud83d b", "response": "c"}', "instruction holds half of a character"),
+        (b'{"instruction": "a", "response": "\\udc00"}', "response holds half of a character"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1, 2]", "not an object with named fields; a file that is one JSON array is named .json"),
         (b'{"messages": "hello"}', "its conversation is not a list of turns"),
         (b'{"messages": [{"role": "user", "content": "q"}]}', "does not begin with a user's turn and an assistant's"),
         (
@@ -165,6 +169,32 @@ def test_a_malformed_line_is_rejected_with_its_place_and_the_rest_is_read(
     assert bad.where == f"{path}:3"
     assert reason in bad.reason
     assert after.source == f"{path}:4"
+
+
+def test_a_content_of_text_parts_is_joined(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    turns = [
+        [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}] for content in (parts, picture)
+    ]
+    good, bad = read(write_lines(tmp_path / "a.jsonl", [{"messages": each} for each in turns]))
+    assert isinstance(good, Example)
+    assert good.instruction == "one two"
+    assert isinstance(bad, Rejected)
+    assert bad.reason == "instruction is not text but list"
+
+
+def test_a_mapped_column_without_a_value_is_named(tmp_path: Path) -> None:
+    record = {"question": "q", "answer": None, "context": None}
+    (bad,) = read(write_lines(tmp_path / "a.jsonl", [record]), instruction="question", response="answer")
+    assert isinstance(bad, Rejected)
+    assert bad.reason == "response (column 'answer') is empty"
+    (good,) = read(
+        write_lines(tmp_path / "b.jsonl", [record | {"answer": "a"}]),
+        instruction="question", response="answer", input="context",
+    )  # fmt: skip
+    assert isinstance(good, Example)
+    assert (good.instruction, good.response) == ("q", "a")
 
 
 def test_a_mapped_column_that_is_missing_is_named(tmp_path: Path) -> None:

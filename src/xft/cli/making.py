@@ -51,7 +51,7 @@ def upcycle(
     experts: Annotated[int, typer.Option(help="Experts per layer; shared ones included.")] = 8,
     active: Annotated[int, typer.Option(help="Experts each token uses; shared ones included.")] = 6,
     router: Annotated[
-        str, typer.Option(help="Routing rule, such as softmax-topk; `--router help` lists all.")
+        str, typer.Option(help="Routing rule, such as softmax-topk; an unknown name lists all.")
     ] = "shared-normalized",
     gate: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
     seed: Seed = 42,
@@ -109,18 +109,25 @@ def tune(
     settings: Set = None,
 ) -> None:
     """Instruction-tune a dense model or a mixture."""
-    from xft.recipe import TuneConfig
+    from xft.errors import RecipeError
+    from xft.recipe import MIXTURES_ONLY, TuneConfig
 
     sizes = {"epochs": epochs, "batch": batch, "micro_batch": micro_batch, "lr": lr, "max_length": max_length}
     config = options.section(TuneConfig, settings, **sizes)
     sources = options.sources_of(data, more, column)
     options.need_training()
     from xft.base import resolve_base
+    from xft.checkpoint import Checkpoint
+    from xft.moe.mixture import is_mixture
     from xft.stage import folder_digest
     from xft.tune.tune import TuneJob
     from xft.tune.tune import tune as work_on
 
     folder = resolve_base(model)
+    if not is_mixture(Checkpoint(folder)):
+        for key in MIXTURES_ONLY:
+            if getattr(config, key) != TuneConfig.model_fields[key].default:
+                raise RecipeError(f"{key} is for mixtures, and {model} is a dense model: leave it out")
     style = options.style_of(prompt, folder)
 
     def work(partial: Path, meter: Meter) -> None:
@@ -141,7 +148,7 @@ def merge(
     out: Out,
     more: More = None,
     data: Data = None,
-    method: Annotated[str, typer.Option(help="learned, uniform, ties, ...; `--method help` lists all.")] = "learned",
+    method: Annotated[str, typer.Option(help="learned, uniform, ties, ...; an unknown name lists all.")] = "learned",
     base: Annotated[str | None, typer.Option(help="The dense parent, for task-arithmetic, ties and dare.")] = None,
     shared_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the shared expert (lambda).")] = 0.75,
     epochs: Annotated[int, typer.Option(min=1)] = 1,

@@ -41,6 +41,8 @@ def section(schema: Any, settings: list[str] | None, **values: Any) -> Any:
         key, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: has the form key=value")
+        if key in values:
+            raise RecipeError(f"--set {setting}: this command has the option --{key.replace('_', '-')} for it")
         values[key] = yaml.safe_load(text)
     return parse_section(schema, values, "command line")
 
@@ -51,6 +53,9 @@ def sources_of(data: list[str] | None, more: list[str] | None, column: list[str]
 
     if not data:
         raise DataError("no data; give --data FILE (JSONL, JSON or Parquet), a hub data set or shipped:python")
+    for pair in column or []:
+        if not all(pair.partition("=")):
+            raise RecipeError(f"--column {pair}: has the form field=name, such as instruction=prompt")
     columns = dict(pair.partition("=")[::2] for pair in column or [])
     return [parse_section(DataSource, {"path": path, "columns": columns}, "--data") for path in [*data, *(more or [])]]
 
@@ -75,13 +80,11 @@ def write_data(sources: list[DataSource], skip_bad: bool, folder: Path) -> Path:
 
 def style_of(prompt: str, model: Path) -> str:
     """Name the prompt style to use with a model."""
-    from transformers import AutoTokenizer
-
     from xft.checkpoint import Checkpoint
-    from xft.prompts import resolve_prompt
+    from xft.prompts import resolve_prompt, tokenizer_of
 
     Checkpoint(model)  # a clear error for a folder that holds no whole model
-    return resolve_prompt(prompt, AutoTokenizer.from_pretrained(model))
+    return resolve_prompt(prompt, tokenizer_of(model))
 
 
 def need_training() -> None:

@@ -54,7 +54,10 @@ def write_pairs(config: DataConfig, out: Path) -> Path:
     examples, rejected = read_all(config)
     if rejected:
         _write_lines(out / REJECTS, (asdict(reject) for reject in rejected))
-        print(f"{len(rejected)} malformed records left out, listed in {REJECTS}", file=sys.stderr)
+        print(
+            f"{len(rejected)} malformed record{'s' * (len(rejected) > 1)} left out, listed in {REJECTS}",
+            file=sys.stderr,
+        )
     write_examples(out / TRAIN, short_enough(examples, config.max_chars))
     return out / TRAIN
 
@@ -82,7 +85,10 @@ def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
         )
     if not examples:
         names = ", ".join(source.path for source in config.sources)
-        raise DataError(f"{names}: no instruction pairs in it")
+        reason = ""
+        if rejected:
+            reason = f"; all {len(rejected)} records are bad, the first is {rejected[0].where}: {rejected[0].reason}"
+        raise DataError(f"{names}: no instruction pairs in it{reason}")
     return examples, rejected
 
 

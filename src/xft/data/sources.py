@@ -2,7 +2,8 @@
 
 Layouts, told apart by their keys: `instruction`/`response`, Alpaca (`instruction`, `input`, `output`), `messages`
 (`role`, `content`), ShareGPT (`conversations` with `from`, `value`), or a column map. Of a conversation the first
-exchange is read. Keys that are not known go to `meta`. To add a layout, add a function to `LAYOUTS`.
+exchange is read, a system turn put before the instruction. Keys that are not known go to `meta`. To add a layout, add a
+function to `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", json.loads(line)
         except UnicodeDecodeError as error:
             yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})", repr(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", BadRecordError(f"not JSON ({error})", line.decode("utf-8", "replace"))
 
 
@@ -131,7 +132,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         tree = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); if it has one record a line, name it .jsonl") from None
     if not isinstance(tree, list):
         raise DataError(f"{path}: not a JSON array of records")
@@ -162,11 +163,14 @@ def to_example(record: Any, where: str, columns: dict[Any, str]) -> Example:
         BadRecordError: no known layout, or an instruction or response that is missing, empty or not text.
     """
     if not isinstance(record, dict):
-        raise BadRecordError("not an object with named fields")
+        array = "; a file that is one JSON array is named .json" if isinstance(record, list) else ""
+        raise BadRecordError(f"not an object with named fields{array}")
     if columns:
         for field, column in columns.items():
             if column not in record:
                 raise BadRecordError(f"no column {column!r} (mapped to {field}); it has: {', '.join(map(str, record))}")
+            if record[column] is None and field != "input":
+                raise BadRecordError(f"{field} (column {column!r}) is empty")
         renamed = {field: record[column] for field, column in columns.items()}
         record = {key: value for key, value in record.items() if key not in columns.values()} | renamed
     for keys, layout in LAYOUTS.items():
@@ -189,6 +193,10 @@ def _require_text(value: Any, field: str) -> None:
         raise BadRecordError(f"{field} is not text but {type(value).__name__}")
     if not value.strip():
         raise BadRecordError(f"{field} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecordError(f"{field} holds half of a character (a lone surrogate at {error.start})") from None
 
 
 def _pair(record: dict[str, Any]) -> tuple[Any, Any, set[str]]:
@@ -217,13 +225,20 @@ def _first_exchange(turns: Any, speaker: str, text: str) -> tuple[Any, Any]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise BadRecordError("its conversation is not a list of turns")
     roles = {"human": "user", "gpt": "assistant"}
-    said = [(roles.get(str(turn.get(speaker)), turn.get(speaker)), turn.get(text)) for turn in turns]
+    said = [(roles.get(str(turn.get(speaker)), turn.get(speaker)), _words(turn.get(text))) for turn in turns]
     system = next((words for role, words in said if role == "system" and words), None)
     said = [turn for turn in said if turn[0] in ("user", "assistant")]
     if len(said) < 2 or said[0][0] != "user" or said[1][0] != "assistant":
         raise BadRecordError("its conversation does not begin with a user's turn and an assistant's answer")
     instruction = f"{system}\n\n{said[0][1]}" if system and isinstance(said[0][1], str) else said[0][1]
     return instruction, said[1][1]
+
+
+def _words(content: Any) -> Any:
+    """Join a content that is a list of text parts; anything else is returned as it is."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content
 
 
 Layout = Callable[[dict[str, Any]], tuple[Any, Any, set[str]]]

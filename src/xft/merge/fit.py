@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from xft.cost import count
 from xft.data.prepare import read_pairs
@@ -28,6 +28,7 @@ from xft.merge.combine import linear
 from xft.merge.methods import Coefficients, shared_out
 from xft.merge.write import dense_skeleton
 from xft.moe.mixture import Mixture
+from xft.prompts import tokenizer_of
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, write_json
 from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
@@ -190,7 +191,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
     quiet()
     keep_heap_warm()
     source = Mixture(job.mixture)
-    tokenizer = AutoTokenizer.from_pretrained(job.mixture)
+    tokenizer = tokenizer_of(job.mixture)
     rows, counts = encode_all(read_pairs(job.pairs), tokenizer, job.prompt, job.tune.max_length)
     order = training_order(rows, epochs=job.merge.epochs, batch=job.tune.batch, seed=job.seed)
     dtype = compute_dtype(job.tune.precision)

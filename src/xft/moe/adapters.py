@@ -26,6 +26,8 @@ from xft.moe.routers import Routing
 class AdapterExperts(DeltaExperts):
     """The differences of `DeltaExperts`, mixed before the activation instead of behind it."""
 
+    sparse = False
+
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Apply the FFN with each token's own matrices; biases are weighted as the matrices are."""
         assert ffn is not None

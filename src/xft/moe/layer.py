@@ -218,6 +218,9 @@ def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tens
 class RoutedExperts(nn.Module, ABC):
     """What every layout of routed experts has: a family's FFN, its activation, and how its hidden state is formed."""
 
+    sparse = True
+    """A token pays for the experts that it keeps, not for all."""
+
     def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
         """Take the names and the activation from the family's own module."""
         super().__init__()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +45,7 @@ def encode(example: Example, tokenizer: Any, style: str, max_length: int) -> Row
 def encode_all(
     examples: Iterable[Example], tokenizer: Any, style: str, max_length: int
 ) -> tuple[list[Row], dict[str, int]]:
-    """Return all rows that have a trained position, and how many were cut or dropped.
+    """Return all rows that have a trained position, and how many were cut or dropped; print it where some were.
 
     Raises:
         DataError: no row is left.
@@ -52,7 +54,14 @@ def encode_all(
     kept = [row for row in rows if row.trained > 0]
     if not kept:
         raise DataError(f"no example has a response within max_length={max_length} tokens; raise it")
-    return kept, {"rows": len(kept), "cut": sum(row.cut for row in kept), "dropped": len(rows) - len(kept)}
+    counts = {"rows": len(kept), "cut": sum(row.cut for row in kept), "dropped": len(rows) - len(kept)}
+    if (counts["cut"] or counts["dropped"]) and os.environ.get("RANK", "0") == "0":
+        print(
+            f"  {counts['cut']} of {len(rows)} pairs are cut at max_length={max_length} tokens, "
+            f"{counts['dropped']} whose prompt alone is longer are left out",
+            file=sys.stderr,
+        )
+    return kept, counts
 
 
 def training_order(rows: list[Row], *, epochs: int, batch: int, seed: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from transformers.utils import logging as transformers_logging
 
 from xft.cards import write_mixture_card
@@ -33,6 +33,7 @@ from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RecipeError, RunError
 from xft.memory import keep_heap_warm
 from xft.moe.mixture import Mixture, is_mixture
+from xft.prompts import tokenizer_of
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import (
@@ -110,7 +111,7 @@ def train(job: TuneJob) -> None:
         raise RecipeError(f"tune.average_experts averages copies; {job.model} has the layout {layout}, without any")
     keep_heap_warm()
     require_disk(out, 2 * _fp32_bytes(source))  # a resume point and the result
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = tokenizer_of(job.model)
     rows, counts = encode_all(read_pairs(Path(job.pairs)), tokenizer, job.prompt, config.max_length)
     order = training_order(rows, epochs=job.epochs, batch=config.batch, seed=job.seed)
     dtype = compute_dtype(config.precision)
@@ -118,6 +119,8 @@ def train(job: TuneJob) -> None:
     set_seed(job.seed)
     # fp32 master weights: bf16 ones would round small updates away
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        finite(parameter.detach(), name)
     cost = count(model)
     steps = -(-len(order) // config.batch)
     arguments = training_arguments(

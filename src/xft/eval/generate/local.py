@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
 from xft.device import compute_dtype, describe_device, device
@@ -18,7 +18,7 @@ from xft.eval.generate.backend import Answer, Ask, Sampling, Unit, ask_seed
 from xft.eval.generate.decode import Row, complete_rows
 from xft.eval.generate.tokens import end_tokens, prompt_tokens
 from xft.memory import keep_heap_warm, release_memory
-from xft.prompts import resolve_prompt
+from xft.prompts import resolve_prompt, tokenizer_of
 from xft.tune.tune import quiet
 
 BATCHES = 4
@@ -34,7 +34,7 @@ class LocalBackend:
         quiet()
         keep_heap_warm()
         Checkpoint(Path(model))  # a clear error for a folder that holds no whole model
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.tokenizer: Any = tokenizer_of(model)
         self.style = style if style == "completion" else resolve_prompt(style, self.tokenizer)
         self.batch = batch
         dtype = compute_dtype(precision)
