@@ -1,9 +1,10 @@
 """Fine-grained experts: the FFN's channels cut in equal parts (DeepSeekMoE, arXiv 2401.06066).
 
 With G parts and S shared experts the FFN is cut in S + G: the first S are always on, as one narrow FFN, and routed
-expert i is a copy of part i mod G of the others. `down_proj` of the routed ones is multiplied by G, since the weights
-of the G parts of one copy sum to 1 where those of one whole expert did. The router's rows start alike for the G
-experts that make one whole copy (virtual groups; Nvidia, arXiv 2410.07524), so that parts are kept together.
+expert i is a copy of part i mod G of the others. The router's rows start alike for the G experts that make one whole
+copy (virtual groups; Nvidia, arXiv 2410.07524), so that parts are kept together. Then each part has 1/G of the kept
+experts' weight, and `down_proj` of the routed ones is multiplied by G; times R/K where the kept weights do not sum to 1
+but, all R experts scoring alike, to K/R. (Nvidia spread this factor over both matrices, which a gate does not allow.)
 
 The last matrix's bias belongs to no channel: every routed expert has all of it, the shared ones have none.
 """
@@ -20,11 +21,28 @@ from xft.errors import RecipeError
 from xft.families import Family, Part
 from xft.moe.layer import Experts, RoutedExperts
 from xft.moe.layouts.layout import LAYOUTS, Layout, Piece, stacked
+from xft.moe.routers import ROUTERS
+from xft.recipe import UpcycleConfig
 
 
 @LAYOUTS.register("split")
 class Split(Layout):
     """Stacks of narrow FFNs; the shared experts are one FFN of their channels."""
+
+    def __init__(self, config: UpcycleConfig, family: Family) -> None:
+        """Refuse routers that weigh shared experts against routed ones, which hold other channels here."""
+        super().__init__(config, family)
+        if self.rule.shared and not self.rule.apart:
+            fitting = ", ".join(name for name, rule in ROUTERS.items() if rule.apart or not rule.shared)
+            raise RecipeError(
+                f"the router {config.router} divides a weight of 1 between shared and routed experts, which with "
+                f"layout=split hold different channels, all of them needed; choose one of {fitting}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Return the factor of the routed experts' last matrix."""
+        return float(self.config.parts) * (1.0 if self.rule.normalized else self.routed / self.keep)
 
     @property
     def shared(self) -> int:
@@ -73,7 +91,7 @@ class Split(Layout):
         """Plan the shared experts' channels and the stack of parts."""
         parts, width = self.config.parts, int(source.config["intermediate_size"]) // (self.shared + self.config.parts)
         dtype, cut = source.dtype(name), self.family.of_channels(part)
-        scale = float(parts) if part.tensor == f"{self.family.down}.weight" else 1.0
+        scale = self.scale if part.tensor == f"{self.family.down}.weight" else 1.0
 
         def expert(tensor: Tensor, number: int) -> Tensor:
             start = (self.shared + number % parts) * width
@@ -96,7 +114,7 @@ class Split(Layout):
             return [Piece(experts=stack.unbind())]
         experts = [by_channel(self.family, part, expert) for expert in stack]
         if part.tensor == f"{self.family.down}.weight":
-            experts = [expert.float() / parts for expert in experts]
+            experts = [expert.float() / self.scale for expert in experts]
         found, start, width = [], 0, len(experts[0])
         if ffn is not None:
             start = self.shared * width
