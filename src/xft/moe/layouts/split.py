@@ -12,6 +12,7 @@ The last matrix's bias belongs to no channel: every routed expert has all of it,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Split(Layout):
         """Plan the shared experts' channels and the stack of parts."""
         parts, width = self.config.parts, int(source.config["intermediate_size"]) // (self.shared + self.config.parts)
         dtype, cut = source.dtype(name), self.family.of_channels(part)
-        scale = self.scale if part.tensor == f"{self.family.down}.weight" else 1.0
+        scale = self.scale if cut and self._last(part) else 1.0
 
         def expert(tensor: Tensor, number: int) -> Tensor:
             start = (self.shared + number % parts) * width
@@ -112,36 +113,36 @@ class Split(Layout):
         (stack,), parts = stacks, self.config.parts
         if not self.family.of_channels(part):
             return [Piece(experts=stack.unbind())]
-        experts = [by_channel(self.family, part, expert) for expert in stack]
-        if part.tensor == f"{self.family.down}.weight":
+        experts = [self._channels(part, expert) for expert in stack]
+        width = stack.shape[2] if self._last(part) else stack.shape[1] // (1 + self.family.fused)
+        if self._last(part):
             experts = [expert.float() / self.scale for expert in experts]
-        found, start, width = [], 0, len(experts[0])
+        found, start = [], self.shared * width
         if ffn is not None:
-            start = self.shared * width
-            found = [self._piece(part, [by_channel(self.family, part, ffn)], slice(0), 0, start)]
+            found = [self._piece(part, [self._channels(part, ffn)], slice(0), 0, start)]
         for number in range(parts):
             copies = slice(number, None, parts)
             found.append(self._piece(part, experts[copies], copies, start + number * width, width))
         return found
 
     def _piece(self, part: Part, experts: list[Tensor], routed: slice, start: int, width: int) -> Piece:
-        def view(dense: Tensor) -> Tensor:
-            return by_channel(self.family, part, dense)[start : start + width]
-
+        view = partial(self._channels, part, start=start, width=width)
         return Piece(experts=experts, routed=routed, factor=float(self.config.parts), view=view)
 
     def _cut(self, tensor: Tensor, part: Part, start: int, width: int) -> Tensor:
-        """Return some channels of a tensor, of its own kind of shape."""
-        axis = 1 if part.tensor == f"{self.family.down}.weight" else 0
-        pieces = tensor.chunk(2) if self.family.fused and axis == 0 else (tensor,)
-        return torch.cat([piece.narrow(axis, start, width) for piece in pieces], axis)
+        """Return some channels of a tensor, in the shape that they have in a narrow FFN."""
+        channels = self._channels(part, tensor, start, width)
+        return channels.flatten(0, 1) if self.family.fused and not self._last(part) else channels
 
+    def _channels(self, part: Part, tensor: Tensor, start: int = 0, width: int | None = None) -> Tensor:
+        """Return a view of some channels, all by default; gate and up in one tensor stand apart, (2, F, ...)."""
+        apart = self.family.fused and not self._last(part)
+        tensor, axis = tensor.unflatten(0, (2, -1)) if apart else tensor, int(apart or self._last(part))
+        return tensor.narrow(axis, start, tensor.shape[axis] if width is None else width)
 
-def by_channel(family: Family, part: Part, tensor: Tensor) -> Tensor:
-    """Return a view of a tensor of an FFN whose first dimension is its channels."""
-    if part.tensor == f"{family.down}.weight":
-        return tensor.t()
-    return tensor.unflatten(0, (2, -1)).transpose(0, 1) if family.fused else tensor
+    def _last(self, part: Part) -> bool:
+        """Tell whether it is of the last matrix, which has a column a channel."""
+        return part.place == len(self.family.inner)
 
 
 def narrowed(ffn: nn.Module, family: Family, channels: int) -> None:
