@@ -16,6 +16,7 @@ import xft  # noqa: F401  (registers the mixture classes)
 from xft.base import resolve_base
 from xft.checkpoint import Checkpoint
 from xft.cost import Cost, count
+from xft.errors import RecipeError
 from xft.export import STOCK
 from xft.families import FAMILIES
 from xft.moe.layouts import LAYOUTS, layout_of
@@ -48,7 +49,10 @@ def starts_as_base(router: str, layout: str) -> str:
     shared = int(ROUTERS[router].shared)
     given = {"experts": 8 + shared, "active": 4 + shared, "router": router, "layout": layout}
     config = UpcycleConfig.model_validate(given | ({"parts": 4} if layout == "split" else {}))
-    return "yes" if layout_of(config, FAMILIES["llama"]).preserves_dense(torch.float32) else "no"
+    try:
+        return "yes" if layout_of(config, FAMILIES["llama"]).preserves_dense(torch.float32) else "no"
+    except RecipeError:
+        return "refused"
 
 
 def main() -> None:

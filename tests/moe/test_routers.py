@@ -67,6 +67,19 @@ def test_rules_that_preserve_the_dense_model_give_weights_that_sum_to_one(name: 
         torch.testing.assert_close(total_T, torch.ones_like(total_T), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("routed", "k"), SIZES)
+def test_rules_say_what_their_weights_sum_to(rule: RouterRule, routed: int, k: int) -> None:
+    routing = routed_by(rule, some_logits(routed), k)
+    total_T = routing.routed_TK.sum(-1)
+    if rule.normalized:
+        torch.testing.assert_close(total_T, torch.ones_like(total_T))
+    elif rule.apart or not rule.shared:  # shares of all experts
+        alike = routed_by(rule, torch.zeros(2, routed), k).routed_TK.sum(-1)
+        torch.testing.assert_close(alike, torch.full((2,), k / routed))
+    if rule.apart:
+        assert torch.equal(routing.shared_T, torch.ones_like(total_T))
+
+
 @pytest.mark.parametrize(
     ("name", "routed", "k"),
     [(name, *size) for name in sorted(ROUTERS) for size in SIZES if size[0] > 1 and size[1] >= ROUTERS[name].least],

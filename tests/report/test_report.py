@@ -341,6 +341,18 @@ def test_uniform_coefficients_are_blank_and_one_hot_ones_are_not(run: Path) -> N
     assert "1.00" in opacities(np.eye(ROUTED))
 
 
+def test_layers_are_numbered_as_in_the_model_and_parts_are_named(run: Path) -> None:
+    page = render(collect(run))
+    assert "layer 0, expert 1:" in page
+    assert "which are copies of" not in page
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("upcycle:\n", "upcycle:\n  dense_layers: 2\n  parts: 3\n"))
+    page = render(collect(run))
+    assert "layer 0, expert 1:" not in page
+    assert f"layer {LAYERS + 1}, expert {ROUTED}:" in page
+    assert "which are copies of 3 parts: of each part's copies" in page
+
+
 def test_only_experts_without_tokens_are_outlined() -> None:
     drawing = plots.load_map(((0.0, 0.5, 0.5), (0.001, 0.499, 0.5)), label="")
     assert drawing.count('class="dead"') == 1

@@ -42,7 +42,9 @@ class RouterRule:
     shared: bool
     """One expert is shared: always active, beside the routed ones."""
     normalized: bool = False
-    """The kept experts' weights sum to 1 by themselves; a shared expert's is 1 beside them."""
+    """The kept experts' weights sum to 1 by themselves."""
+    apart: bool = False
+    """A shared expert's weight is 1, whatever the routed ones' are."""
     least: int = 1
     """Routed experts that must be kept for the router to learn."""
     bias: bool = False
@@ -143,9 +145,9 @@ for _name, _rule in {
     "shared-unnormalized": RouterRule(route=shared_unnormalized, preserves_dense=False, shared=True),
     "softmax-topk": RouterRule(route=softmax_topk, preserves_dense=False, shared=False),
     "topk-softmax": RouterRule(route=topk_softmax, preserves_dense=True, shared=False, normalized=True, least=2),
-    "deepseek": RouterRule(route=deepseek, preserves_dense=False, shared=True),
+    "deepseek": RouterRule(route=deepseek, preserves_dense=False, shared=True, apart=True),
     "deepseek-sigmoid": RouterRule(
-        route=deepseek_sigmoid, preserves_dense=False, shared=True, normalized=True, least=2, bias=True
+        route=deepseek_sigmoid, preserves_dense=False, shared=True, normalized=True, apart=True, least=2, bias=True
     ),
 }.items():
     ROUTERS.register(_name)(_rule)

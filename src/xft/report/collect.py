@@ -73,6 +73,8 @@ def collect(run: Path) -> Report:
         scoring = tree.get("eval") or {}
         styles = [str(style) for style in scoring.get("base_prompts") or []]
         benchmarks = tuple(_benchmark_name(entry) for entry in scoring.get("benchmarks") or ["humaneval"])
+        upcycle = tree.get("upcycle") or {}
+        first, parts = int(upcycle.get("dense_layers", 0)), int(upcycle.get("parts", 1))
         also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
     rows = _row_names(run, styles, also)
     merges = tuple(f"merge/{method}" for method in also)
@@ -87,8 +89,8 @@ def collect(run: Path) -> Report:
         rows=tuple(_row(run, row, benchmarks, stages) for row in rows),
         stages=tuple(stages.values()),
         curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
-        experts=_experts(run / "moe" / "metrics.jsonl"),
-        merge=_merge(run / "merge" / "learned"),
+        experts=_experts(run / "moe" / "metrics.jsonl", first),
+        merge=_merge(run / "merge" / "learned", first, parts),
         proof=_json(run / "upcycle" / "proof.json", _proof),
         data=_json(run / "data" / "summary.json", _data),
         attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
@@ -284,7 +286,7 @@ def _curve(run: Path, place: str) -> Curve | None:
     return Curve(name=place, step=step, loss=loss, grad_norm=grad_norm)
 
 
-def _experts(path: Path) -> Experts | None:
+def _experts(path: Path, first_layer: int) -> Experts | None:
     with _naming(path):
         last, step, dead = None, [], []
         for record in _lines(path):
@@ -298,7 +300,9 @@ def _experts(path: Path) -> Experts | None:
         shared_weight = tuple(float(weight) for weight in last["shared_weight"])
         if len(shared_weight) != len(load):
             raise ValueError(f"load has {len(load)} layers, shared_weight {len(shared_weight)}")
-        return Experts(load=load, shared_weight=shared_weight, step=tuple(step), dead=tuple(dead))
+        return Experts(
+            load=load, shared_weight=shared_weight, step=tuple(step), dead=tuple(dead), first_layer=first_layer
+        )
 
 
 def _matrix(rows: Any) -> Matrix:
@@ -308,7 +312,7 @@ def _matrix(rows: Any) -> Matrix:
     return matrix
 
 
-def _merge(folder: Path) -> Merge | None:
+def _merge(folder: Path, first_layer: int, parts: int) -> Merge | None:
     path = folder / "coefficients.safetensors"
     if not path.is_file():
         return None
@@ -326,6 +330,8 @@ def _merge(folder: Path) -> Merge | None:
         shared_weight=shared_weight,
         step=tuple(step for step, _ in points),
         movement=tuple(movement for _, movement in points),
+        first_layer=first_layer,
+        parts=parts,
     )
 
 

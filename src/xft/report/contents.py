@@ -104,6 +104,8 @@ class Experts:
     step: tuple[float, ...]
     dead: tuple[float, ...]
     """Experts that received no token, per step."""
+    first_layer: int = 0
+    """Number of the first of the layers; those before it are dense."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +121,10 @@ class Merge:
     step: tuple[float, ...]
     movement: tuple[float, ...]
     """Largest |R * coefficient - 1| over layers and experts, per step."""
+    first_layer: int = 0
+    """Number of the first of the layers; those before it are dense."""
+    parts: int = 1
+    """Parts of an FFN that the routed experts are copies of; the shared ones are not mixed where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

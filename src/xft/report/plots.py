@@ -124,7 +124,7 @@ def forest(rows: Sequence[tuple[Row, Score | None]], *, label: str, percent: boo
     return _figure("".join(parts), label=label, height=pitch * len(rows), left=min(170, 7 * longest + 22))
 
 
-def load_map(load: Matrix, *, label: str) -> Markup:
+def load_map(load: Matrix, *, label: str, first: int = 0) -> Markup:
     """Draw the share of tokens of each expert (down) in each layer (across); experts without any are outlined."""
     most = max(max(row) for row in load) or 1.0
 
@@ -133,10 +133,10 @@ def load_map(load: Matrix, *, label: str) -> Markup:
 
     uniform = f"{100 / len(load[0]):.1f}%"
     legend = _legend("ramp", "0%", f"{100 * most:.1f}%", f"even: {uniform}", at=100 / (len(load[0]) * most))
-    return _heat_map(load, cell=cell, label=label, title=lambda share: f"{100 * share:.1f}%") + legend
+    return _heat_map(load, cell=cell, label=label, title=lambda share: f"{100 * share:.1f}%", first=first) + legend
 
 
-def coefficient_map(coefficients: Matrix, sets: int = 1, *, label: str) -> Markup:
+def coefficient_map(coefficients: Matrix, sets: int = 1, *, label: str, first: int = 0) -> Markup:
     """Draw each expert's coefficient against the uniform 1/R: more in one hue, less in another; `sets` for a layer."""
     routed = len(coefficients[0])
     most = max(LEAST_SCALE, *(abs(routed * value - 1) for row in coefficients for value in row))
@@ -146,19 +146,20 @@ def coefficient_map(coefficients: Matrix, sets: int = 1, *, label: str) -> Marku
         return ("high" if above > 0 else "low", abs(above) / most)
 
     legend = _legend("diverging", f"−{100 * most:.1f}%", f"+{100 * most:.1f}%", f"uniform: {1 / routed:.3f}", at=50)
-    return _heat_map(coefficients, cell=cell, label=label, title=lambda value: f"{value:.4f}", sets=sets) + legend
+    title = "{:.4f}".format
+    return _heat_map(coefficients, cell=cell, label=label, title=title, sets=sets, first=first) + legend
 
 
-def bars(values: Sequence[float], *, label: str) -> Markup:
+def bars(values: Sequence[float], *, label: str, first: int = 0) -> Markup:
     """Draw a bar from 0 to 1 per layer, aligned with a heat map above it."""
     width = 100 / len(values)
     parts = [_y_axis(Scale(low=0, high=1, ticks=(0, 0.5, 1)))]
     for layer, value in enumerate(values):
         parts.append(
             f'<rect class="bar" x="{layer * width:.3f}%" width="{width:.3f}%" y="{100 - 100 * value:.2f}%"'
-            f' height="{100 * value:.2f}%"><title>layer {layer}: {value:.3f}</title></rect>'
+            f' height="{100 * value:.2f}%"><title>layer {first + layer}: {value:.3f}</title></rect>'
         )
-    parts.append(_layers(len(values)))
+    parts.append(_layers(len(values), first))
     return _figure("".join(parts), label=label, height=84)
 
 
@@ -169,6 +170,7 @@ def _heat_map(
     label: str,
     title: Callable[[float], str],
     sets: int = 1,
+    first: int = 0,
 ) -> Markup:
     experts = len(matrix[0])
     pitch = max(8, min(24, 240 // experts))
@@ -180,7 +182,7 @@ def _heat_map(
     ]
     outlined: list[str] = []
     for number, row in enumerate(matrix):
-        layer = f"layer {number // sets}" + (f", matrix {number % sets + 1}" if sets > 1 else "")
+        layer = f"layer {first + number // sets}" + (f", matrix {number % sets + 1}" if sets > 1 else "")
         for expert, value in enumerate(row):
             tone, strength = cell(value)
             (outlined if tone == "dead" else parts).append(
@@ -188,7 +190,7 @@ def _heat_map(
                 f' height="{pitch}" fill-opacity="{strength:.2f}">'
                 f"<title>{layer}, expert {expert + 1}: {title(value)}</title></rect>"
             )
-    parts += [*outlined, _layers(len(matrix) // sets)]  # an outline lies over the neighbours
+    parts += [*outlined, _layers(len(matrix) // sets, first)]  # an outline lies over the neighbours
     return _figure("".join(parts), label=label, height=pitch * experts)
 
 
@@ -220,10 +222,10 @@ def _y_axis(y: Scale) -> str:
     return "".join(parts)
 
 
-def _layers(count: int) -> str:
+def _layers(count: int, first: int) -> str:
     every = math.ceil(count / 8)
     return "".join(
-        f'<text x="{100 * (layer + 0.5) / count:.2f}%" y="100%" dy="1.6em" text-anchor="middle">{layer}</text>'
+        f'<text x="{100 * (layer + 0.5) / count:.2f}%" y="100%" dy="1.6em" text-anchor="middle">{first + layer}</text>'
         for layer in range(0, count, every)
     )
 

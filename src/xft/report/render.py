@@ -108,8 +108,12 @@ def _curves(curves: tuple[Curve, ...]) -> dict[str, Markup] | None:
 def _experts(experts: Experts) -> dict[str, Any]:
     dead = plots.Line(tone="moe", x=experts.step, y=experts.dead)
     return {
-        "load": plots.load_map(experts.load, label="Share of tokens by routed expert and layer"),
-        "shared": plots.bars(experts.shared_weight, label="Mean weight of the shared expert by layer")
+        "load": plots.load_map(
+            experts.load, label="Share of tokens by routed expert and layer", first=experts.first_layer
+        ),
+        "shared": plots.bars(
+            experts.shared_weight, label="Mean weight of the shared expert by layer", first=experts.first_layer
+        )
         if any(experts.shared_weight)
         else None,
         "mean_shared": sum(experts.shared_weight) / len(experts.shared_weight),
@@ -126,7 +130,10 @@ def _merge(merge: Merge) -> dict[str, Any]:
     routed = len(merge.coefficients[0])
     return {
         "map": plots.coefficient_map(
-            merge.coefficients, merge.sets_per_layer, label="Merge coefficients by routed expert and layer"
+            merge.coefficients,
+            merge.sets_per_layer,
+            label="Merge coefficients by routed expert and layer",
+            first=merge.first_layer,
         ),
         "sets": merge.sets_per_layer,
         "movement": plots.curves([moved], label="Movement of the coefficients by step", height=180, smooth=False)
@@ -135,6 +142,7 @@ def _merge(merge: Merge) -> dict[str, Any]:
         "largest": max(abs(routed * value - 1) for row in merge.coefficients for value in row),
         "shared_weight": merge.shared_weight,
         "routed": routed,
+        "parts": merge.parts,
     }
 
 

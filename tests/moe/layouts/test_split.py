@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -69,6 +69,21 @@ def test_the_first_channels_are_shared_and_expert_i_holds_part_i_mod_g_of_the_ot
             assert torch.equal(found, 4 * expected if name == f"{down}.weight" else expected)
 
 
+@pytest.mark.parametrize(("router", "beside"), [("softmax-topk", 0), ("deepseek", 2)])
+def test_weights_that_are_shares_of_all_experts_start_at_the_bases_size_too(
+    router: str, beside: int, tiny_dense: Path, tmp_path: Path
+) -> None:
+    shape = {"parts": 2, "experts": 16 + beside, "active": 4 + beside, "shared": max(1, beside)}
+    mixture = mixture_of(tiny_dense, tmp_path / "moe", router=router, gate="linear", **shape)
+    tensors = load_file(mixture.folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("router.scores.weight")]:
+        tensors[name] *= 1e-4  # all experts score nearly alike
+    save_file(tensors, mixture.folder / "model.safetensors", metadata={"format": "pt"})
+    found, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (mixture.folder, tiny_dense))
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS).logits, base(IDS).logits, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("gate", ["mlp", "linear"])
 def test_experts_of_one_whole_copy_score_alike_and_are_kept_together(
     gate: str, tiny_dense: Path, tmp_path: Path
@@ -108,7 +123,7 @@ def test_a_fresh_mixture_is_its_base_in_training_too(tiny_dense: Path, tmp_path:
         ("float32", {"router": "deepseek", "parts": 2, "shared": 2, "experts": 8, "active": 4}, False),
         ("float32", {"router": "deepseek", "parts": 4, "shared": 2, "experts": 66, "active": 8}, False),
         ("float32", {"router": "deepseek", "parts": 6, "shared": 2, "experts": 66, "active": 8}, False),
-        ("float32", {"router": "shared-normalized", "parts": 2, "experts": 5, "active": 3}, False),
+        ("float32", {"router": "softmax-topk", "parts": 2, "experts": 8, "active": 4}, False),
         ("float32", {"router": "topk-softmax", "parts": 2, "experts": 8, "active": 4, "redraw": 0.5}, False),
         ("bfloat16", {"router": "topk-softmax", "parts": 4, "experts": 8, "active": 4}, True),
         ("bfloat16", {"router": "topk-softmax", "parts": 3, "experts": 6, "active": 3}, False),
@@ -196,7 +211,8 @@ def test_every_method_merges_parts(
         prefix = "model.layers.1.mlp"
         stack, width = source[f"{prefix}.experts.down_proj"], 48 // (2 + beside)
         shared = [source[f"{prefix}.shared_expert.down_proj.weight"]] if beside else []
-        parts = [torch.einsum("e,eij->ij", shares_LR[1, part::2], stack[part::2]) for part in range(2)]
+        undone = 0.5 if beside else 1.0  # the factor 2 R/K of deepseek's shares; the 2 is in the coefficients
+        parts = [torch.einsum("e,eij->ij", undone * shares_LR[1, part::2], stack[part::2]) for part in range(2)]
         assert shared == [] or shared[0].shape == (32, width)
         torch.testing.assert_close(tensors[f"{prefix}.down_proj.weight"], torch.cat([*shared, *parts], 1))
     base = load_file(tiny_dense / "model.safetensors")
@@ -218,9 +234,11 @@ def test_shares_are_of_each_parts_copies() -> None:
          r"its FFN has 48 channels, which can't be cut in 5 equal parts .*parts can be 2, 3, 4, 6, 8"),
         ({"parts": 4, "experts": 9, "active": 5, "router": "deepseek"},
          r"can't be cut in 5 equal parts \(upcycle.parts=4, 1 shared\); parts can be 2, 3, 5, 7"),
+        ({"parts": 2, "experts": 5, "active": 3, "router": "shared-normalized"},
+         r"router shared-normalized divides a weight of 1 between .* choose one of softmax-topk, .*deepseek-sigmoid"),
         ({"parts": 4, "experts": 3, "active": 2}, "experts must be at least 4 with parts=4; some would be lost"),
         ({"parts": 2, "experts": 8, "active": 4, "shared": 2},
-         r"shared=2, but the router topk-softmax has no shared experts; these have: shared-normalized, .*deepseek"),
+         r"shared=2, but the router topk-softmax has no shared experts; these have: .*deepseek-sigmoid"),
         ({"parts": 2, "experts": 8, "active": 2, "shared": 2, "router": "deepseek"},
          "active must be at least 3 with the router deepseek, the shared ones counted"),
         ({"parts": 2, "experts": 8, "active": 2, "dense_layers": 2},

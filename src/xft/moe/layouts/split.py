@@ -1,9 +1,10 @@
 """Fine-grained experts: the FFN's channels cut in equal parts (DeepSeekMoE, arXiv 2401.06066).
 
 With G parts and S shared experts the FFN is cut in S + G: the first S are always on, as one narrow FFN, and routed
-expert i is a copy of part i mod G of the others. `down_proj` of the routed ones is multiplied by G, since the weights
-of the G parts of one copy sum to 1 where those of one whole expert did. The router's rows start alike for the G
-experts that make one whole copy (virtual groups; Nvidia, arXiv 2410.07524), so that parts are kept together.
+expert i is a copy of part i mod G of the others. The router's rows start alike for the G experts that make one whole
+copy (virtual groups; Nvidia, arXiv 2410.07524), so that parts are kept together. Then each part has 1/G of the kept
+experts' weight, and `down_proj` of the routed ones is multiplied by G; times R/K where the kept weights do not sum to 1
+but, all R experts scoring alike, to K/R. (Nvidia spread this factor over both matrices, which a gate does not allow.)
 
 The last matrix's bias belongs to no channel: every routed expert has all of it, the shared ones have none.
 """
@@ -11,6 +12,7 @@ The last matrix's bias belongs to no channel: every routed expert has all of it,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,28 @@ from xft.errors import RecipeError
 from xft.families import Family, Part
 from xft.moe.layer import Experts, RoutedExperts
 from xft.moe.layouts.layout import LAYOUTS, Layout, Piece, stacked
+from xft.moe.routers import ROUTERS
+from xft.recipe import UpcycleConfig
 
 
 @LAYOUTS.register("split")
 class Split(Layout):
     """Stacks of narrow FFNs; the shared experts are one FFN of their channels."""
+
+    def __init__(self, config: UpcycleConfig, family: Family) -> None:
+        """Refuse routers that weigh shared experts against routed ones, which hold other channels here."""
+        super().__init__(config, family)
+        if self.rule.shared and not self.rule.apart:
+            fitting = ", ".join(name for name, rule in ROUTERS.items() if rule.apart or not rule.shared)
+            raise RecipeError(
+                f"the router {config.router} divides a weight of 1 between shared and routed experts, which with "
+                f"layout=split hold different channels, all of them needed; choose one of {fitting}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Return the factor of the routed experts' last matrix."""
+        return float(self.config.parts) * (1.0 if self.rule.normalized else self.routed / self.keep)
 
     @property
     def shared(self) -> int:
@@ -73,7 +92,7 @@ class Split(Layout):
         """Plan the shared experts' channels and the stack of parts."""
         parts, width = self.config.parts, int(source.config["intermediate_size"]) // (self.shared + self.config.parts)
         dtype, cut = source.dtype(name), self.family.of_channels(part)
-        scale = float(parts) if part.tensor == f"{self.family.down}.weight" else 1.0
+        scale = self.scale if cut and self._last(part) else 1.0
 
         def expert(tensor: Tensor, number: int) -> Tensor:
             start = (self.shared + number % parts) * width
@@ -94,36 +113,36 @@ class Split(Layout):
         (stack,), parts = stacks, self.config.parts
         if not self.family.of_channels(part):
             return [Piece(experts=stack.unbind())]
-        experts = [by_channel(self.family, part, expert) for expert in stack]
-        if part.tensor == f"{self.family.down}.weight":
-            experts = [expert.float() / parts for expert in experts]
-        found, start, width = [], 0, len(experts[0])
+        experts = [self._channels(part, expert) for expert in stack]
+        width = stack.shape[2] if self._last(part) else stack.shape[1] // (1 + self.family.fused)
+        if self._last(part):
+            experts = [expert.float() / self.scale for expert in experts]
+        found, start = [], self.shared * width
         if ffn is not None:
-            start = self.shared * width
-            found = [self._piece(part, [by_channel(self.family, part, ffn)], slice(0), 0, start)]
+            found = [self._piece(part, [self._channels(part, ffn)], slice(0), 0, start)]
         for number in range(parts):
             copies = slice(number, None, parts)
             found.append(self._piece(part, experts[copies], copies, start + number * width, width))
         return found
 
     def _piece(self, part: Part, experts: list[Tensor], routed: slice, start: int, width: int) -> Piece:
-        def view(dense: Tensor) -> Tensor:
-            return by_channel(self.family, part, dense)[start : start + width]
-
+        view = partial(self._channels, part, start=start, width=width)
         return Piece(experts=experts, routed=routed, factor=float(self.config.parts), view=view)
 
     def _cut(self, tensor: Tensor, part: Part, start: int, width: int) -> Tensor:
-        """Return some channels of a tensor, of its own kind of shape."""
-        axis = 1 if part.tensor == f"{self.family.down}.weight" else 0
-        pieces = tensor.chunk(2) if self.family.fused and axis == 0 else (tensor,)
-        return torch.cat([piece.narrow(axis, start, width) for piece in pieces], axis)
+        """Return some channels of a tensor, in the shape that they have in a narrow FFN."""
+        channels = self._channels(part, tensor, start, width)
+        return channels.flatten(0, 1) if self.family.fused and not self._last(part) else channels
 
+    def _channels(self, part: Part, tensor: Tensor, start: int = 0, width: int | None = None) -> Tensor:
+        """Return a view of some channels, all by default; gate and up in one tensor stand apart, (2, F, ...)."""
+        apart = self.family.fused and not self._last(part)
+        tensor, axis = tensor.unflatten(0, (2, -1)) if apart else tensor, int(apart or self._last(part))
+        return tensor.narrow(axis, start, tensor.shape[axis] if width is None else width)
 
-def by_channel(family: Family, part: Part, tensor: Tensor) -> Tensor:
-    """Return a view of a tensor of an FFN whose first dimension is its channels."""
-    if part.tensor == f"{family.down}.weight":
-        return tensor.t()
-    return tensor.unflatten(0, (2, -1)).transpose(0, 1) if family.fused else tensor
+    def _last(self, part: Part) -> bool:
+        """Tell whether it is of the last matrix, which has a column a channel."""
+        return part.place == len(self.family.inner)
 
 
 def narrowed(ffn: nn.Module, family: Family, channels: int) -> None:
