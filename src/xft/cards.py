@@ -120,11 +120,35 @@ Licence: {_licence(out)}.
     )
 
 
-def _head(base: str, tag: str) -> str:
+def write_adapters_card(out: Path, mixture: Mixture) -> None:
+    """Write the card of a mixture's experts as adapters."""
+    base = mixture.options["base"]
+    (out / CARD).write_text(
+        f"""{_head(base, "lora", library="peft")}
+# {mixture.routed} LoRA adapters made by xft {__version__}
+
+The routed experts of a mixture made of `{base}`, whose own weights were frozen. Each loads by itself:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this/folder/expert-0")
+```
+
+The router that mixes them token by token is not among them. What made it: `manifest.json`.
+
+Licence: {_licence(out)}.
+""",
+        encoding="utf-8",
+    )
+
+
+def _head(base: str, tag: str, library: str = "transformers") -> str:
     """Return the hub's metadata; a base that is no hub name is left out, since the hub would refuse it."""
     name = base.partition("@")[0]
     known = f"base_model: {name}\n" if HUB_NAME.match(name) and not Path(base).exists() else ""
-    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{known}tags: [xft, code, {tag}]\n---\n"
+    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{known}tags: [xft, code, {tag}]\n---\n"
 
 
 def _licence(out: Path) -> str:

@@ -1,7 +1,7 @@
 """Count parameters and FLOPs of a model from its shapes; works on the meta device.
 
-A multiply-add is 2 FLOPs; a training step costs three forward passes. Embedding look-ups are free, the output matrix
-is counted where logits are made, attention counts the causal half.
+A multiply-add is 2 FLOPs; a training step costs three forward passes, less where weights get no gradient. Embedding
+look-ups are free, the output matrix is counted where logits are made, attention counts the causal half.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Cost:
     """All weights, tied ones once."""
     active: int
     """Weights that one token uses; the output matrix included, the embedding look-up not."""
+    trained: int
+    """Those of the active weights that get a gradient."""
     head: int
     """Weights of the output matrix."""
     attention: int
@@ -35,26 +37,32 @@ class Cost:
 
     def training_flops(self, positions: int, logits: int, mean_length: float) -> float:
         """Return the FLOPs of forward and backward pass."""
-        return 3.0 * self.forward_flops(positions, logits, mean_length)
+        return (2.0 + self.trained / self.active) * self.forward_flops(positions, logits, mean_length)
 
 
 def count(model: nn.Module) -> Cost:
     """Count a causal LM, dense or mixture."""
-    parameters = sum(weight.numel() for weight in model.parameters())
     config: Any = model.config
     root: Any = model
     embedding = root.get_input_embeddings().weight
     head = root.get_output_embeddings().weight
-    idle = 0 if head is embedding else embedding.numel()
+    used = {weight: 1.0 for weight in model.parameters()}
+    """The share of each weight that a token uses."""
+    if head is not embedding:
+        used[embedding] = 0.0
     for layer in model.modules():
         if isinstance(layer, MoELayer) and layer.experts.sparse:
-            routed = sum(weight.numel() for weight in layer.experts.parameters())
-            idle += routed - routed * layer.router.keep // layer.experts.routed
+            used |= {weight: layer.router.keep / layer.experts.routed for weight in layer.experts.parameters()}
+    active = {weight: share * weight.numel() for weight, share in used.items()}
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     return Cost(
-        parameters=parameters, active=parameters - idle, head=head.numel(), attention=config.num_hidden_layers * width
+        parameters=sum(weight.numel() for weight in used),
+        active=round(sum(active.values())),
+        trained=round(sum(count for weight, count in active.items() if weight.requires_grad)),
+        head=head.numel(),
+        attention=config.num_hidden_layers * width,
     )
 
 

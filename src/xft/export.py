@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xft.adapters import export_adapters
 from xft.cards import write_export_card
 from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
@@ -56,7 +57,8 @@ class Stock:
     """Gives names, with `{ffn}`, and shapes of tensors of zeros that it demands, from D and F."""
 
 
-STOCK: Registry[Stock] = Registry("stock format")
+PEFT = "peft"
+STOCK: Registry[Stock] = Registry("stock format", also=(PEFT,))
 
 
 def _mixtral(config: Mapping[str, Any], layout: Layout, width: int) -> dict[str, Any]:
@@ -125,12 +127,15 @@ STOCK.register("glm4-moe")(
 def export(folder: Path, out: Path, to: str | None = None) -> str:
     """Write a mixture as a stock checkpoint in the base's dtype, one tensor an expert; return the format's name.
 
-    Gate noise, which counts in training only, is left out.
+    Low-rank differences are written as adapters, `peft`. Gate noise, which counts in training only, is left out.
 
     Raises:
         CheckpointError: no mixture, or one that no stock class can hold; says why, and which can be held.
     """
     mixture = Mixture(folder)
+    if to == PEFT or (to is None and not mixture.layout.copies):
+        export_adapters(mixture, out)
+        return PEFT
     name = to or next((each for each, stock in STOCK.items() if not _obstacle(mixture, stock)), None)
     if name is None:
         raise CheckpointError(f"{folder}: no stock class holds it ({_reasons(mixture)}); {_possible()}")
@@ -158,7 +163,7 @@ def _obstacle(mixture: Mixture, stock: Stock) -> str:
     """Say why a class can't hold a mixture, "" when it can."""
     options = mixture.options
     if not mixture.layout.copies:
-        return "its experts are full matrices, not differences"
+        return f"its experts are full matrices, not differences, which go to {PEFT}"
     if mixture.family.model_type not in stock.families:
         return f"its attention is that of {' and '.join(stock.families)}, not of {mixture.family.model_type}"
     if options["router"] not in stock.rules:

@@ -123,6 +123,8 @@ class TuneConfig(Section):
     """Learning-rate decay after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.07
     """Share of the steps spent warming up."""
+    train: Literal["all", "experts", "routers"] = "all"
+    """What learns: all; the routed experts and routers, with the base frozen; or the routers alone (mixtures only)."""
     optimizer: Literal["adafactor", "adamw"] = "adafactor"
     """Optimiser; Adafactor keeps almost no state, which is what full-copy experts need."""
     clip: Annotated[float, Field(ge=0)] = 1.0
@@ -145,7 +147,7 @@ class TuneConfig(Section):
     """Minutes between resume points; 0 saves after every step."""
 
 
-MIXTURES_ONLY = ("balance", "balance_loss", "z_loss", "average_experts")
+MIXTURES_ONLY = ("train", "balance", "balance_loss", "z_loss", "average_experts")
 """Keys of the section tune that a dense model has no use for."""
 
 

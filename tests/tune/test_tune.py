@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from xft.errors import DivergedError, RecipeError
+from xft.errors import CheckpointError, DivergedError, RecipeError
+from xft.export import export
+from xft.recipe import UpcycleConfig
 from xft.stage import Meter
 from xft.tune.tune import TuneJob, tune
+from xft.upcycle import upcycle
 
 CONFIG = {
     "batch": 4, "micro_batch": 2, "max_length": 256, "warmup": 0.1, "precision": "fp32", "checkpoint_minutes": 0,
@@ -168,9 +171,6 @@ def test_a_dense_model_keeps_bf16_and_says_what_rounding_cost(tiny_bf16: Path, p
 
 
 def test_a_mixture_of_a_bf16_base_is_written_in_fp32(tiny_bf16: Path, pairs: Path, tmp_path: Path) -> None:
-    from xft.recipe import UpcycleConfig
-    from xft.upcycle import upcycle
-
     mixture, out = tmp_path / "moe", tmp_path / "out"
     mixture.mkdir()
     upcycle(tiny_bf16, mixture, UpcycleConfig(experts=3, active=2), seed=0)
@@ -179,6 +179,38 @@ def test_a_mixture_of_a_bf16_base_is_written_in_fp32(tiny_bf16: Path, pairs: Pat
     assert {tensor.dtype for tensor in weights(out).values()} == {torch.float32}
     config = json.loads((out / "config.json").read_text())
     assert (config["dtype"], config["xft"]["base_dtype"]) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(("train", "moving"), [("experts", (".experts.", ".router.")), ("routers", (".router.",))])
+def test_what_is_frozen_stays_to_the_bit(
+    train: str, moving: tuple[str, ...], tiny_dense: Path, pairs: Path, tmp_path: Path
+) -> None:
+    mixture, out = tmp_path / "moe", tmp_path / "out"
+    mixture.mkdir()
+    upcycle(tiny_dense, mixture, UpcycleConfig(experts=4, active=3, layout="adapter", rank=2), seed=0)
+    if train == "routers":  # equal experts give a router nothing to learn from but balance
+        tensors = weights(mixture)
+        for name in [name for name in tensors if name.endswith("_b")]:
+            tensors[name] = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(len(name)))
+        save_file(tensors, mixture / "model.safetensors", metadata={"format": "pt"})
+    flops = {}
+    for key in ("all", train):
+        meter = Meter()
+        tune(job_of(mixture, pairs, tmp_path / key, epochs=2, train=key), meter)
+        flops[key] = meter.flops
+    before, after = weights(mixture), weights(tmp_path / train)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(any(part in name for part in moving) for name in moved)
+    assert {part for part in moving if any(part in name for name in moved)} == set(moving)
+    everything = weights(tmp_path / "all")
+    assert not torch.equal(before["model.embed_tokens.weight"], everything["model.embed_tokens.weight"])
+    assert flops[train] < flops["all"]  # type: ignore[operator]
+    assert flops[train] > 2 / 3 * flops["all"]  # type: ignore[operator]
+    out.mkdir()
+    assert export(tmp_path / train, out) == "peft"
+    with pytest.raises(CheckpointError, match="its FFNs were trained too"):
+        export(tmp_path / "all", out)
 
 
 def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:

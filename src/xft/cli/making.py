@@ -229,10 +229,10 @@ def export(
     moe: Annotated[str, typer.Argument(help="A mixture.")],
     out: Out,
     to: Annotated[
-        str | None, typer.Option(help="mixtral, qwen2-moe, qwen3-moe, glm4-moe; by default what fits.")
+        str | None, typer.Option(help="mixtral, qwen2-moe, qwen3-moe, glm4-moe, peft; by default what fits.")
     ] = None,
 ) -> None:
-    """Write a mixture in a stock format, where a stock class has the router's rule."""
+    """Write a mixture in a stock format, where a stock class has the router's rule, or low-rank experts as adapters."""
     options.need_training()
     from xft.export import export as work_on
     from xft.moe.mixture import Mixture

@@ -106,11 +106,18 @@ class Mixture(Checkpoint):
         return self.layout.pieces(None if name is None else self.read(name), stacks, part)
 
 
-def fingerprint(dense: Checkpoint) -> str:
-    """Return a hash of a dense model's first and last down projection, by which a mixture knows its parent."""
+def fingerprint(model: Checkpoint) -> str:
+    """Return a hash of the first and the last layer's down projection, by which a mixture knows its dense parent.
+
+    Of a mixture it is that of the FFN beside the experts, in the base's dtype: its parent's, as long as that is frozen.
+    """
     digest = hashlib.sha256()
-    for layer in (0, dense.layers - 1):
-        tensor = dense.read(f"{dense.family.ffn(layer)}.{dense.family.down}.weight")
+    for layer in (0, model.layers - 1):
+        ffn, down = model.family.ffn(layer), f"{model.family.down}.weight"
+        beside = f"{ffn}.shared_expert.{down}"
+        tensor = model.read(beside if beside in model else f"{ffn}.{down}")
+        if is_mixture(model):
+            tensor = tensor.to(getattr(torch, model.config["xft"]["base_dtype"]))
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

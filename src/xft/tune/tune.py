@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -121,6 +122,8 @@ def train(job: TuneJob) -> None:
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         finite(parameter.detach(), name)
+    if is_mixture(source):
+        freeze(model, config.train)
     cost = count(model)
     steps = -(-len(order) // config.batch)
     arguments = training_arguments(
@@ -155,6 +158,13 @@ def train(job: TuneJob) -> None:
         },
     )  # fmt: skip
     shutil.rmtree(out / RESUME, ignore_errors=True)
+
+
+def freeze(model: nn.Module, train: str) -> None:
+    """Leave gradients to what the recipe's key `tune.train` names."""
+    parts = {"all": ("",), "experts": (".experts.", ".router."), "routers": (".router.",)}[train]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts))
 
 
 def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:
