@@ -39,6 +39,8 @@ onload = () => {{
       outside: [...page.querySelectorAll("body *")].filter(element =>
         !element.closest(".scroll, pre") && element.getBoundingClientRect().right > root.clientWidth + 1
       ).map(element => element.outerHTML.slice(0, 120)),
+      hidden: [...page.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth + 1)
+        .map(box => box.getAttribute("aria-label")),
     }};
   }});
   document.getElementById("sizes").textContent = JSON.stringify(sizes).replaceAll("<", "(");
@@ -74,6 +76,7 @@ def test_the_page_never_scrolls_sideways(run: Path, tmp_path: Path) -> None:
         assert size["client"] == width
         assert size["scroll"] == width
         assert size["outside"] == []
+        assert size["hidden"] == []  # no table has a column that can't be seen without scrolling it
         assert size["height"] > 3000
 
     shot = tmp_path / "report.png"
