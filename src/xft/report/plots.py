@@ -189,7 +189,7 @@ def _deviation_map(
     """Draw shares against their even one: the further, the stronger, alike on both sides; with a legend."""
     even = 1 / len(matrix[0])
     coloured = [value for row in matrix for value in row if value or not outline]
-    most = max(LEAST_SCALE, *(abs(value / even - 1) for value in coloured))
+    most = max([LEAST_SCALE, *(abs(value / even - 1) for value in coloured)])
 
     def cell(value: float) -> tuple[str, float]:
         if outline and value == 0:
