@@ -165,6 +165,7 @@ def write_training(run: Path, steps: int = 320, merge_steps: int = 80) -> None:
                 record["experts"] = _experts(random, step / count)
             records.append(record)
         write_lines(run / place / "metrics.jsonl", records)
+        write_json(run / place / "summary.json", {"rows": 812, "cut": 0, "dropped": 0, "steps": count})
     logits = 0.12 * random.standard_normal((LAYERS, ROUTED)) + 0.12 * np.sin(np.arange(LAYERS) / 4)[:, None]
     logits[:, 2] += np.linspace(-0.15, 0.3, LAYERS)
     weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -218,7 +219,8 @@ def write_run(run: Path) -> Path:
     )
     rows = {"base": 0.16, "base-completion": 0.22, "sft": 0.27, "moe": 0.30, "uniform": 0.27, "xft": 0.30}
     for name in [*STAGES, *(f"eval/{row}" for row in rows)]:
-        write_stage(run, name, **({"shared_weight": 0.75} if name.startswith("merge/") else {}))
+        tune = {"tune": {"max_length": 512}} if name in ("sft", "moe") else {}
+        write_stage(run, name, **({"shared_weight": 0.75} if name.startswith("merge/") else tune))
     write_training(run)
     random = np.random.default_rng(3)
     difficulty, answers = random.random(164), random.normal(0.8, 0.2, 40)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
-from synthetic_run import LAYERS, RECIPE, ROUTED, write_losses, write_solved
+from synthetic_run import LAYERS, RECIPE, ROUTED, write_json, write_lines, write_losses, write_solved, write_training
 
 from xft.errors import RunError
 from xft.report import collect, plots, render, score_table, verdict, write_report
@@ -94,7 +94,7 @@ def test_a_row_that_is_worse_everywhere_is_worse(run: Path) -> None:
 def test_a_score_stands_beside_its_interval_and_n(run: Path) -> None:
     write_solved(run, "xft", [i < 82 for i in range(164)])
     assert cells_of(run, "xft")["HumanEval pass@1"] == Cell("50.0%", "42.4 to 57.6, n 164")  # Wilson, by hand
-    assert "42.4 to 57.6, n 164" in render(collect(run))
+    assert "42.4 to 57.6, n 164" in Elements(render(collect(run))).text
 
 
 def test_items_are_paired_by_name_not_by_place(run: Path) -> None:
@@ -124,6 +124,7 @@ def test_the_page_tells_what_was_run(run: Path) -> None:
         "differ from the dense base's by at most 2.4e-5 over 2.0k probe tokens",
         "0.75 of the shared expert and 0.25 of a learned mean of the 7 routed ones",
         "dead experts: at most 2 at once, 1 at the end",
+        "The token limit (512, prompt included) cut none of 812 training pairs and dropped none.",
         "transformers5.23.0",
         "sandboxnamespaces",
         "timeout s10.0",
@@ -256,6 +257,7 @@ def test_verdicts_do_not_count_before_the_scoring_is_over(run: Path) -> None:
     [
         "moe/manifest.json",
         "data/summary.json",
+        "sft/summary.json",
         "upcycle/proof.json",
         "moe/metrics.jsonl",
         "merge/learned/metrics.jsonl",
@@ -353,9 +355,147 @@ def test_layers_are_numbered_as_in_the_model_and_parts_are_named(run: Path) -> N
     assert "which are copies of 3 parts: of each part's copies" in page
 
 
+def test_coefficients_are_said_in_percent_of_uniform_everywhere(run: Path) -> None:
+    weights = np.full((LAYERS, ROUTED), 1 / ROUTED)
+    weights[3, :2] = 1.25 / ROUTED, 0.75 / ROUTED
+    save_file({"coefficients": weights.astype(np.float32)}, run / "merge/learned/coefficients.safetensors")
+    page = Elements(render(collect(run)))
+    merge = page.text.partition("The merged weights are")[2].partition("Before any training")[0]
+    assert "differs from it by 25.0%" in merge
+    assert "layer 3, expert 1: +25.0%" in merge
+    assert "layer 3, expert 2: −25.0%" in merge
+    assert "−25.0%+25.0%line: uniform, 1/7" in merge  # the legend
+    assert re.search(r"Movement furthest from uniform, by step\s*0%\d+%", merge)  # the ticks
+
+
 def test_only_experts_without_tokens_are_outlined() -> None:
     drawing = plots.load_map(((0.0, 0.5, 0.5), (0.001, 0.499, 0.5)), label="")
     assert drawing.count('class="dead"') == 1
+    assert "dashed: no token" in drawing
+    assert "dashed" not in plots.load_map(((0.2, 0.3, 0.5),), label="")
+    assert plots.load_map(((0.0, 0.0),), label="").count('class="dead"') == 2
+
+
+def cells(drawing: str) -> list[tuple[str, float]]:
+    """Return the tone and the strength of each of a map's cells."""
+    found = re.findall(r'<rect class="(\w+)"[^>]* fill-opacity="([\d.]+)"', drawing)
+    return [(tone, float(strength)) for tone, strength in found]
+
+
+def test_an_even_load_is_blank_and_more_and_less_are_of_two_hues_and_alike() -> None:
+    assert {strength for _, strength in cells(plots.load_map(((0.25,) * 4,) * 3, label=""))} == {0.0}
+    assert cells(plots.load_map(((0.3, 0.2, 0.25, 0.25),), label=""))[:2] == [("high", 1.0), ("low", 1.0)]
+
+
+def test_a_load_near_even_uses_the_whole_scale_and_its_legend_is_in_percent() -> None:
+    drawing = plots.load_map(((0.24, 0.25, 0.26, 0.25), (0.25, 0.255, 0.245, 0.25)), label="")
+    assert {strength for _, strength in cells(drawing)} == {0.0, 0.5, 1.0}
+    legend = Elements(drawing.partition('<div class="legend">')[2]).text
+    assert legend == "24.0%26.0%line: an even share, 25.0%"
+
+
+def test_no_legend_goes_below_nothing() -> None:
+    drawing = plots.load_map(((0.9, 0.05, 0.05),), label="")  # 170% above even, at most 100% below it
+    legend = drawing.partition('<div class="legend">')[2]
+    assert Elements(legend).text.startswith("0.0%90.0%")
+    grown, opacity = re.findall(r"flex-grow:([\d.]+);opacity:([\d.]+)", legend)[0]
+    assert float(grown) == float(opacity) == pytest.approx(1 / 1.7, abs=1e-3)
+
+
+def test_noise_of_a_load_stays_pale() -> None:
+    assert max(strength for _, strength in cells(plots.load_map(((0.2501, 0.2499, 0.25, 0.25),), label=""))) < 0.1
+
+
+def test_a_chart_of_dead_experts_is_there_only_if_one_was_dead(run: Path) -> None:
+    shutil.rmtree(run / "eval")
+    assert "Dead experts" in render(collect(run))
+    path = run / "moe/metrics.jsonl"
+    path.write_text(re.sub(r'"dead": \d+', '"dead": 0', path.read_text()))
+    page = render(collect(run))
+    assert "Dead experts" not in page
+    assert "no expert was dead at any step" in page
+
+
+def test_the_shared_experts_weight_is_said_with_its_range_and_its_start(run: Path) -> None:
+    experts = [
+        {"load": [[0.5, 0.5], [0.5, 0.5]], "shared_weight": weights, "dead": 0} for weights in ([0.8, 0.9], [0.3, 0.7])
+    ]
+    steps = [{"step": i + 1, "loss": 1.0, "grad_norm": 1.0, "experts": each} for i, each in enumerate(experts)]
+    write_lines(run / "moe/metrics.jsonl", steps)
+    said = " ".join(Elements(render(collect(run))).text.split())
+    assert "had a mean weight of 0.50, from 0.30 to 0.70 over the layers (first step: 0.85)" in said
+
+
+# Training
+
+
+def figure(page: str, title: str) -> str:
+    return page.partition(f"<figcaption>{title} ")[2].partition("</figure>")[0]
+
+
+def test_the_merges_gradient_is_not_on_the_scale_of_the_weights(run: Path) -> None:
+    page = render(collect(run))
+    norm = figure(page, "Gradient norm")
+    assert set(re.findall(r'<polyline class="(\w+)', norm)) == {"sft", "moe"}
+    ticks = re.findall(r'text-anchor="end">([^<]+)</text>', norm)
+    assert min(map(float, ticks)) >= 0.1  # the coefficients' gradient is of the order of 0.004
+    assert set(re.findall(r'<polyline class="(\w+)', figure(page, "Loss"))) == {"sft", "moe", "xft"}
+
+
+def test_each_curve_has_its_name_at_its_end(run: Path) -> None:
+    loss = figure(render(collect(run)), "Loss")
+    named = re.findall(r'<text class="end (\w+)"[^>]*>(\w+)<', loss)
+    assert sorted(named) == [("moe", "MoE"), ("sft", "SFT"), ("xft", "Merge")]
+    places = [float(y) for y in re.findall(r'<text class="end \w+" x="100%" dx="8" y="([\d.]+)"', loss)]
+    assert len(places) == 2  # SFT and the merge end together
+    assert abs(places[0] - places[1]) >= plots.BETWEEN_LABELS
+
+
+def test_a_running_mean_is_spoken_of_only_where_it_is_drawn(run: Path) -> None:
+    shutil.rmtree(run / "eval")
+    page = render(collect(run))
+    assert 'single"' in page
+    assert "Faint: single steps; bold: their running mean." in page
+    write_training(run, steps=20, merge_steps=20)
+    page = render(collect(run))
+    assert 'single"' not in page
+    assert "Faint" not in page
+    assert "The merge's steps follow the mixture's" in page
+    shutil.rmtree(run / "merge/learned")
+    assert "The merge's steps" not in render(collect(run))
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 44), (1, 2), (1, 1), (1, 400), (0, 22), (23, 40), (1, 123_456)])
+def test_a_scale_of_steps_begins_with_the_first_and_has_whole_ticks(first: int, last: int) -> None:
+    scale = plots.steps(first, last)
+    assert scale.ticks[0] == first
+    assert scale.at(first) == 0
+    assert all(tick == int(tick) for tick in scale.ticks)
+    assert list(scale.ticks) == sorted(set(scale.ticks))
+    assert scale.high == max(last, first + 1)
+
+
+# The token limit
+
+
+def test_pairs_that_were_cut_or_dropped_stand_out(run: Path) -> None:
+    def said() -> str:
+        return " ".join(render(collect(run)).partition("<h3>Data</h3>")[2].partition("<details>")[0].split())
+
+    shutil.rmtree(run / "eval")  # comparing takes long, and is not asked for here
+    assert "<strong>" not in said()
+    for place in ("sft", "moe"):
+        write_json(run / place / "summary.json", {"rows": 810, "cut": 3, "dropped": 2})
+    assert (
+        "(512, prompt included) <strong>cut 3 of 812 training pairs and dropped 2</strong>; a pair is dropped" in said()
+    )
+    assert said().count("token limit") == 1  # both stages agree
+    write_json(run / "moe/summary.json", {"rows": 812, "cut": 0, "dropped": 0})
+    assert "SFT: the token limit (512, prompt included) <strong>cut 3" in said()
+    assert "MoE: the token limit (512, prompt included) cut none of 812" in said()
+    for place in ("sft", "moe"):
+        (run / place / "summary.json").unlink()
+    assert "token limit" not in said()
 
 
 def test_curves_leave_out_what_a_scale_cannot_hold() -> None:

@@ -39,6 +39,14 @@ onload = () => {{
       outside: [...page.querySelectorAll("body *")].filter(element =>
         !element.closest(".scroll, pre") && element.getBoundingClientRect().right > root.clientWidth + 1
       ).map(element => element.outerHTML.slice(0, 120)),
+      hidden: [...page.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth + 1)
+        .map(box => box.getAttribute("aria-label")),
+      heads: [...page.querySelectorAll(".group span")].map((head, number) => {{
+        const [first, last] = [1, 2].map(i => page.querySelector(".group").nextElementSibling.cells[2 * number + i]);
+        const [group, left, right] = [head, first, last].map(element => element.getBoundingClientRect());
+        const padding = parseFloat(getComputedStyle(first).paddingLeft);
+        return Math.max(Math.abs(group.left - left.left - padding), Math.abs(group.right - right.right));
+      }}),
     }};
   }});
   document.getElementById("sizes").textContent = JSON.stringify(sizes).replaceAll("<", "(");
@@ -74,7 +82,12 @@ def test_the_page_never_scrolls_sideways(run: Path, tmp_path: Path) -> None:
         assert size["client"] == width
         assert size["scroll"] == width
         assert size["outside"] == []
+        assert size["hidden"] == []  # no table has a column that can't be seen without scrolling it
         assert size["height"] > 3000
+
+        if width == max(WIDTHS):  # on a phone the heads are in the cards
+            assert len(size["heads"]) == 4
+            assert max(size["heads"]) < 1  # each rule spans its two columns
 
     shot = tmp_path / "report.png"
     browse(outer, tmp_path / "profile", f"--screenshot={shot}", f"--window-size={sum(WIDTHS)},9000")

@@ -25,6 +25,7 @@ from xft.report.contents import (
     Curve,
     Data,
     Experts,
+    Fit,
     Matrix,
     Merge,
     Proof,
@@ -92,7 +93,7 @@ def collect(run: Path) -> Report:
         experts=_experts(run / "moe" / "metrics.jsonl", first),
         merge=_merge(run / "merge" / "learned", first, parts),
         proof=_json(run / "upcycle" / "proof.json", _proof),
-        data=_json(run / "data" / "summary.json", _data),
+        data=_json(run / "data" / "summary.json", lambda tree: _data(tree, _fits(run, stages))),
         attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
     )
 
@@ -288,20 +289,27 @@ def _curve(run: Path, place: str) -> Curve | None:
 
 def _experts(path: Path, first_layer: int) -> Experts | None:
     with _naming(path):
-        last, step, dead = None, [], []
+        first, last, step, dead = None, None, [], []
         for record in _lines(path):
             if experts := record.get("experts"):
-                last = experts
+                first, last = first or experts, experts
                 step.append(float(record["step"]))
                 dead.append(float(experts["dead"]))
-        if last is None:
+        if first is None or last is None:
             return None
         load = _matrix(last["load"])
-        shared_weight = tuple(float(weight) for weight in last["shared_weight"])
-        if len(shared_weight) != len(load):
+        shared_weight, first_shared_weight = (
+            tuple(_finite(weight) for weight in experts["shared_weight"]) for experts in (last, first)
+        )
+        if not len(shared_weight) == len(first_shared_weight) == len(load):
             raise ValueError(f"load has {len(load)} layers, shared_weight {len(shared_weight)}")
         return Experts(
-            load=load, shared_weight=shared_weight, step=tuple(step), dead=tuple(dead), first_layer=first_layer
+            load=load,
+            shared_weight=shared_weight,
+            first_shared_weight=first_shared_weight,
+            step=tuple(step),
+            dead=tuple(dead),
+            first_layer=first_layer,
         )
 
 
@@ -347,13 +355,30 @@ def _proof(tree: dict[str, Any]) -> Proof:
     )
 
 
-def _data(tree: dict[str, Any]) -> Data:
+def _fits(run: Path, stages: Mapping[str, Stage]) -> dict[str, Fit]:
+    """Read how many pairs each stage that trains the weights cut or dropped."""
+
+    def build(place: str, tree: dict[str, Any]) -> Fit:
+        limit = (stages[place].config.get("tune") or {}).get("max_length") if place in stages else None
+        return Fit(
+            rows=int(tree["rows"]),
+            cut=int(tree["cut"]),
+            dropped=int(tree["dropped"]),
+            limit=None if limit is None else int(limit),
+        )
+
+    fits = {place: _json(run / place / "summary.json", partial(build, place)) for place in ("sft", "moe")}
+    return {place: fit for place, fit in fits.items() if fit}
+
+
+def _data(tree: dict[str, Any], fits: Mapping[str, Fit]) -> Data:
     return Data(
         train=int(tree["train"]),
         heldout=int(tree["heldout"]),
         rejected=int(tree["rejected"]),
         too_long=int(tree.get("too_long", 0)),
         sources=tuple((str(source["path"]), int(source["records"])) for source in tree["sources"]),
+        fits=fits,
     )
 
 

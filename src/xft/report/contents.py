@@ -101,6 +101,8 @@ class Experts:
     """Layers x routed experts: shares of the last step's assignments; each layer sums to 1."""
     shared_weight: tuple[float, ...]
     """Mean weight of the shared expert, per layer; zeros where there is none."""
+    first_shared_weight: tuple[float, ...]
+    """The same at the first step: how much the router trusted it before it was tuned."""
     step: tuple[float, ...]
     dead: tuple[float, ...]
     """Experts that received no token, per step."""
@@ -162,6 +164,20 @@ class Attempts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How a stage's training pairs fitted into its token limit."""
+
+    rows: int
+    """Pairs trained on, those cut included."""
+    cut: int
+    """Pairs trained on without their end."""
+    dropped: int
+    """Pairs left out, since no token of their response was within the limit."""
+    limit: int | None
+    """Tokens a pair, prompt included; None where the stage's manifest doesn't say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """The instruction pairs of the run."""
 
@@ -171,6 +187,9 @@ class Data:
     too_long: int
     sources: tuple[tuple[str, int], ...]
     """Path and well-formed records of each."""
+
+    fits: Mapping[str, Fit]
+    """By stage, of those that have trained on the pairs."""
 
     @property
     def unused(self) -> int:

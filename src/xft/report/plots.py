@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
 from xft.report.contents import Matrix, Row, Score
-from xft.report.table import NOT_RUN, power
+from xft.report.table import NOT_RUN, power, signed
 
 MOST_POINTS = 400
 """Points a curve is thinned to; more are not visible."""
 SMOOTHED_BY = 30
 """A curve's bold line is its running mean over a 30th of the steps."""
+BETWEEN_LABELS = 15
+"""Pixels from one line's name to the next at a chart's right edge."""
 LEAST_SCALE = 0.01
 """Deviations below 1% stay pale, so that noise doesn't look like structure."""
 
@@ -39,9 +41,10 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One curve; `tone` is the CSS class that colours it."""
+    """One curve; `tone` is the CSS class that colours it, `name` is written at its end."""
 
     tone: str
+    name: str = ""
     x: Sequence[float]
     y: Sequence[float]
 
@@ -62,6 +65,13 @@ def linear(low: float, high: float, *, count: int = 4, whole: bool = False, tigh
     return Scale(low=ticks[0], high=ticks[-1], ticks=ticks)
 
 
+def steps(first: float, last: float) -> Scale:
+    """Make a scale of whole steps from the first one, which has a tick, to the last."""
+    scale = linear(first, last, whole=True, tight=True)
+    gap = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 2.0
+    return replace(scale, ticks=(first, *(tick for tick in scale.ticks if tick >= first + gap / 2)))
+
+
 def logarithmic(low: float, high: float) -> Scale:
     """Make a scale in powers of ten, or in their 1-2-5 parts where the values span less than a few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -74,8 +84,20 @@ def logarithmic(low: float, high: float) -> Scale:
     return Scale(low=below, high=above, ticks=tuple(ticks), log=True)
 
 
+def window(points: int) -> int:
+    """Return over how many points a curve's running mean goes; 1 for a short curve, which is drawn as it is."""
+    return max(1, points // SMOOTHED_BY)
+
+
 def curves(
-    lines: Sequence[Line], *, label: str, height: int, log: bool = False, whole: bool = False, smooth: bool = True
+    lines: Sequence[Line],
+    *,
+    label: str,
+    height: int,
+    log: bool = False,
+    whole: bool = False,
+    smooth: bool = True,
+    percent: bool = False,
 ) -> Markup:
     """Draw curves over steps: single steps faint and their running mean bold, or the steps alone.
 
@@ -86,7 +108,7 @@ def curves(
     if not lines:
         return Markup('<p class="note">Nothing to draw.</p>')
     ys = [y for line in lines for y in line.y]
-    x = linear(min(min(line.x) for line in lines), max(max(line.x) for line in lines), whole=True, tight=True)
+    x = steps(min(min(line.x) for line in lines), max(max(line.x) for line in lines))
     y = logarithmic(min(ys), max(ys)) if log else linear(min(0.0, *ys) if whole else min(ys), max(ys), whole=whole)
     drawn = [_polyline(line, x, y, smooth=smooth) for line in lines if len(line.x) > 1]
     dots = [
@@ -95,7 +117,14 @@ def curves(
         if len(line.x) == 1
     ]
     inner = f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{"".join(drawn)}</svg>'
-    return _figure(f"{_y_axis(y)}{_x_axis(x)}{inner}{''.join(dots)}", label=label, height=height)
+    names = _names(lines, x, y, height, smooth=smooth)
+    right = 54 if names else 14
+    return _figure(
+        f"{_y_axis(y, percent=percent)}{_x_axis(x)}{inner}{''.join(dots)}{names}",
+        label=label,
+        height=height,
+        right=right,
+    )
 
 
 def forest(rows: Sequence[tuple[Row, Score | None]], *, label: str, percent: bool) -> Markup:
@@ -125,42 +154,57 @@ def forest(rows: Sequence[tuple[Row, Score | None]], *, label: str, percent: boo
 
 
 def load_map(load: Matrix, *, label: str, first: int = 0) -> Markup:
-    """Draw the share of tokens of each expert (down) in each layer (across); experts without any are outlined."""
-    most = max(max(row) for row in load) or 1.0
+    """Draw the share of tokens of each expert (down) in each layer (across) against an even share.
 
-    def cell(share: float) -> tuple[str, float]:
-        return ("dead", 1.0) if share == 0 else ("high", share / most)
-
-    uniform = f"{100 / len(load[0]):.1f}%"
-    legend = _legend("ramp", "0%", f"{100 * most:.1f}%", f"even: {uniform}", at=100 / (len(load[0]) * most))
-    return _heat_map(load, cell=cell, label=label, title=lambda share: f"{100 * share:.1f}%", first=first) + legend
+    More is in one hue, less in another; experts without any token are outlined.
+    """
+    note = f"line: an even share, {100 / len(load[0]):.1f}%"
+    if any(share == 0 for row in load for share in row):
+        note += "; dashed: no token"
+    return _deviation_map(
+        load, label=label, say=lambda share: f"{100 * share:.1f}%", note=note, outline=True, first=first
+    )
 
 
 def coefficient_map(coefficients: Matrix, sets: int = 1, *, label: str, first: int = 0) -> Markup:
-    """Draw each expert's coefficient against the uniform 1/R: more in one hue, less in another; `sets` for a layer."""
+    """Draw how far each expert's coefficient is from the uniform 1/R, in percent of it; `sets` for a layer."""
     routed = len(coefficients[0])
-    most = max(LEAST_SCALE, *(abs(routed * value - 1) for row in coefficients for value in row))
+
+    def say(value: float) -> str:
+        return f"{signed(100 * (routed * value - 1), 1)}%"
+
+    return _deviation_map(coefficients, label=label, say=say, note=f"line: uniform, 1/{routed}", sets=sets, first=first)
+
+
+def _deviation_map(
+    matrix: Matrix,
+    *,
+    label: str,
+    say: Callable[[float], str],
+    note: str,
+    outline: bool = False,
+    sets: int = 1,
+    first: int = 0,
+) -> Markup:
+    """Draw shares against their even one: the further, the stronger, alike on both sides; with a legend."""
+    even = 1 / len(matrix[0])
+    coloured = [value for row in matrix for value in row if value or not outline]
+    most = max([LEAST_SCALE, *(abs(value / even - 1) for value in coloured)])
 
     def cell(value: float) -> tuple[str, float]:
-        above = routed * value - 1
-        return ("high" if above > 0 else "low", abs(above) / most)
+        if outline and value == 0:
+            return "dead", 1.0
+        above = value / even - 1
+        return "high" if above > 0 else "low", abs(above) / most
 
-    legend = _legend("diverging", f"−{100 * most:.1f}%", f"+{100 * most:.1f}%", f"uniform: {1 / routed:.3f}", at=50)
-    title = "{:.4f}".format
-    return _heat_map(coefficients, cell=cell, label=label, title=title, sets=sets, first=first) + legend
-
-
-def bars(values: Sequence[float], *, label: str, first: int = 0) -> Markup:
-    """Draw a bar from 0 to 1 per layer, aligned with a heat map above it."""
-    width = 100 / len(values)
-    parts = [_y_axis(Scale(low=0, high=1, ticks=(0, 0.5, 1)))]
-    for layer, value in enumerate(values):
-        parts.append(
-            f'<rect class="bar" x="{layer * width:.3f}%" width="{width:.3f}%" y="{100 - 100 * value:.2f}%"'
-            f' height="{100 * value:.2f}%"><title>layer {first + layer}: {value:.3f}</title></rect>'
-        )
-    parts.append(_layers(len(values), first))
-    return _figure("".join(parts), label=label, height=84)
+    least = min(most, 1.0)  # no share is below nothing
+    palest = f"flex-grow:{least / most:.3f};opacity:{least / most:.3f}"
+    legend = Markup(
+        f'<div class="legend"><span>{say(even * (1 - least))}</span>'
+        f'<span class="ramp"><i class="below" style="{palest}"></i><i class="above"></i></span>'
+        f"<span>{say(even * (1 + most))}</span><span>{note}</span></div>"
+    )
+    return _heat_map(matrix, cell=cell, label=label, title=say, sets=sets, first=first) + legend
 
 
 def _heat_map(
@@ -194,18 +238,17 @@ def _heat_map(
     return _figure("".join(parts), label=label, height=pitch * experts)
 
 
-def _figure(body: str, *, label: str, height: int, left: int = 52) -> Markup:
-    """Wrap a drawing; what lies left of and below it fits into the padding."""
+def _figure(body: str, *, label: str, height: int, left: int = 52, right: int = 14) -> Markup:
+    """Wrap a drawing; what lies beside and below it fits into the padding."""
     return Markup(
-        f'<div class="plot" style="padding-left:{left}px"><svg width="100%" height="{height}" role="img"'
-        f' aria-label="{escape(label)}">{body}</svg></div>'
+        f'<div class="plot" style="padding-left:{left}px;padding-right:{right}px">'
+        f'<svg width="100%" height="{height}" role="img" aria-label="{escape(label)}">{body}</svg></div>'
     )
 
 
 def _x_axis(x: Scale, *, percent: bool = False, grid: bool = False) -> str:
     parts = []
-    texts = [f"{100 * tick:.4g}%" for tick in x.ticks] if percent else _numbers(x)
-    for tick, text in zip(x.ticks, texts, strict=True):
+    for tick, text in zip(x.ticks, _numbers(x, percent=percent), strict=True):
         at = f"{x.at(tick):.2f}%"
         if grid:
             parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="100%"/>')
@@ -213,9 +256,9 @@ def _x_axis(x: Scale, *, percent: bool = False, grid: bool = False) -> str:
     return "".join(parts)
 
 
-def _y_axis(y: Scale) -> str:
+def _y_axis(y: Scale, *, percent: bool = False) -> str:
     parts = []
-    for tick, text in zip(y.ticks, _numbers(y), strict=True):
+    for tick, text in zip(y.ticks, _numbers(y, percent=percent), strict=True):
         at = f"{100 - y.at(tick):.2f}%"
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
         parts.append(f'<text x="-10" y="{at}" dy=".34em" text-anchor="end">{text}</text>')
@@ -230,13 +273,6 @@ def _layers(count: int, first: int) -> str:
     )
 
 
-def _legend(ramp: str, low: str, high: str, middle: str, *, at: float) -> Markup:
-    return Markup(
-        f'<div class="legend"><span>{low}</span><span class="{ramp}"><i style="left:{min(at, 100):.1f}%"></i></span>'
-        f"<span>{high}</span><span class=faint>{middle}</span></div>"
-    )
-
-
 def _tone(row: str) -> str:
     if row.startswith("base"):
         return "base"
@@ -245,14 +281,32 @@ def _tone(row: str) -> str:
 
 def _drawable(line: Line, log: bool) -> Line:
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
-    return Line(tone=line.tone, x=[x for x, _ in points], y=[y for _, y in points])
+    return replace(line, x=[x for x, _ in points], y=[y for _, y in points])
+
+
+def _mean(line: Line, *, smooth: bool) -> Line:
+    return replace(line, y=_running_mean(line.y, window(len(line.x)))) if smooth else line
 
 
 def _polyline(line: Line, x: Scale, y: Scale, *, smooth: bool) -> str:
-    window = max(1, len(line.x) // SMOOTHED_BY) if smooth else 1
-    mean = Line(tone=line.tone, x=line.x, y=_running_mean(line.y, window))
-    faint = f'<polyline class="{line.tone} single" points="{_points(line, x, y)}"/>' if window > 1 else ""
-    return f'{faint}<polyline class="{line.tone}" points="{_points(mean, x, y)}"/>'
+    faint = smooth and window(len(line.x)) > 1
+    single = f'<polyline class="{line.tone} single" points="{_points(line, x, y)}"/>' if faint else ""
+    return f'{single}<polyline class="{line.tone}" points="{_points(_mean(line, smooth=smooth), x, y)}"/>'
+
+
+def _names(lines: Sequence[Line], x: Scale, y: Scale, height: int, *, smooth: bool) -> str:
+    """Write each line's name at its end: at the right edge one below the other, elsewhere below the line."""
+    ends = [(height * (1 - y.at(_mean(line, smooth=smooth).y[-1]) / 100), line) for line in lines if line.name]
+    parts, free = [], 0.0
+    for down, line in sorted(ends, key=lambda end: end[0]):
+        if line.x[-1] == x.high:
+            free = max(down, free)
+            place = f'x="100%" dx="8" y="{free:.1f}" dy=".34em"'
+            free += BETWEEN_LABELS
+        else:
+            place = f'x="{x.at(line.x[-1]):.2f}%" y="{min(down, height - 24):.1f}" dy="1.5em" text-anchor="middle"'
+        parts.append(f'<text class="end {line.tone}" {place}>{escape(line.name)}</text>')
+    return "".join(parts)
 
 
 def _points(line: Line, x: Scale, y: Scale) -> str:
@@ -277,8 +331,10 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _numbers(scale: Scale) -> list[str]:
+def _numbers(scale: Scale, *, percent: bool = False) -> list[str]:
     """Write the ticks of an axis alike: all with the decimals that one needs, or all in thousands."""
+    if percent:
+        return [f"{100 * tick:.4g}%" for tick in scale.ticks]
     most = max(abs(tick) for tick in scale.ticks)
     if scale.log or 0 < most < 0.001:
         return [f"{tick:g}" if tick == 0 or 0.001 <= abs(tick) < 10_000 else power(tick, 0) for tick in scale.ticks]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from xft.errors import RunError
 from xft.report import plots, table
 from xft.report.collect import collect
-from xft.report.contents import Curve, Experts, Merge, Report, Result, Stage
+from xft.report.contents import Curve, Data, Experts, Fit, Merge, Report, Result, Stage
 
 CURVE_NAMES = {"sft": "SFT", "moe": "MoE", "merge/learned": "Merge"}
 CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}
@@ -54,7 +55,8 @@ def render(report: Report) -> str:
     # Completions are untrusted text: autoescape stays on, and only xft.report.plots makes Markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(duration=table.duration, memory=table.memory, power=table.power, quantity=table.quantity)
-    environment.filters.update(brief=_brief, title_of=table.title)
+    environment.filters.update(brief=_brief, title_of=table.title, mean=_mean)
+    measures = table.measures(report)
     template = resources.files("xft.report").joinpath("template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
@@ -62,10 +64,12 @@ def render(report: Report) -> str:
         rows=list(zip(report.rows, table.score_cells(report), strict=True)),
         unknown=(table.NONE, table.NOT_RUN),
         forests=_forests(report),
+        measures=measures,
+        labels=[f"{name}, {head}" for name, *heads in measures for head in heads],
         curves=_curves(report.curves),
-        curve_names=[(CURVE_TONES[curve.name], CURVE_NAMES[curve.name]) for curve in report.curves],
         experts=_experts(report.experts) if report.experts else None,
         merge=_merge(report.merge) if report.merge else None,
+        fits=_fits(report.data) if report.data else [],
         versions=_versions(report.stages),
         seeds=sorted({stage.seed for stage in report.stages if stage.seed is not None}),
         scoring=[_scoring(report, name) for name in report.benchmarks if any(name in r.results for r in report.rows)],
@@ -89,35 +93,40 @@ def _forests(report: Report) -> list[tuple[str, str, Markup]]:
     return drawn
 
 
-def _curves(curves: tuple[Curve, ...]) -> dict[str, Markup] | None:
-    """Draw loss and gradient norm; the merge's steps follow the mixture's, as they were run."""
+def _curves(curves: tuple[Curve, ...]) -> dict[str, Any] | None:
+    """Draw loss and the weights' gradient norm; the merge's steps follow the mixture's, as they were run."""
     if not curves:
         return None
     moe_end = max((curve.step[-1] for curve in curves if curve.name == "moe"), default=0.0)
     loss, norm = [], []
     for curve in curves:
         x = [step + moe_end for step in curve.step] if curve.name == "merge/learned" else curve.step
-        loss.append(plots.Line(tone=CURVE_TONES[curve.name], x=x, y=curve.loss))
-        norm.append(plots.Line(tone=CURVE_TONES[curve.name], x=x, y=curve.grad_norm))
+        line = plots.Line(tone=CURVE_TONES[curve.name], name=CURVE_NAMES[curve.name], x=x, y=curve.loss)
+        loss.append(line)
+        if curve.name != "merge/learned":  # its gradient is the coefficients', on another scale than the weights'
+            norm.append(replace(line, y=curve.grad_norm))
     return {
         "loss": plots.curves(loss, label="Training loss by step", height=260),
-        "grad_norm": plots.curves(norm, label="Gradient norm by step", height=260, log=True),
+        "grad_norm": plots.curves(norm, label="Gradient norm by step", height=260, log=True) if norm else None,
+        "smoothed": any(plots.window(len(curve.step)) > 1 for curve in curves),
+        "merge_follows": moe_end > 0 and len(loss) > len(norm),
     }
 
 
 def _experts(experts: Experts) -> dict[str, Any]:
     dead = plots.Line(tone="moe", x=experts.step, y=experts.dead)
+    shares = [share for layer in experts.load for share in layer]
     return {
         "load": plots.load_map(
             experts.load, label="Share of tokens by routed expert and layer", first=experts.first_layer
         ),
-        "shared": plots.bars(
-            experts.shared_weight, label="Mean weight of the shared expert by layer", first=experts.first_layer
-        )
-        if any(experts.shared_weight)
+        "least": min(shares),
+        "most": max(shares),
+        "shared": experts.shared_weight if any(experts.shared_weight) else None,
+        "first_shared": experts.first_shared_weight,
+        "dead": plots.curves([dead], label="Dead experts by step", height=110, whole=True, smooth=False)
+        if any(experts.dead)
         else None,
-        "mean_shared": sum(experts.shared_weight) / len(experts.shared_weight),
-        "dead": plots.curves([dead], label="Dead experts by step", height=110, whole=True, smooth=False),
         "ever_dead": int(max(experts.dead)),
         "now_dead": int(experts.dead[-1]),
         "routed": len(experts.load[0]),
@@ -136,7 +145,9 @@ def _merge(merge: Merge) -> dict[str, Any]:
             first=merge.first_layer,
         ),
         "sets": merge.sets_per_layer,
-        "movement": plots.curves([moved], label="Movement of the coefficients by step", height=180, smooth=False)
+        "movement": plots.curves(
+            [moved], label="Movement of the coefficients by step", height=180, smooth=False, percent=True
+        )
         if merge.step
         else None,
         "largest": max(abs(routed * value - 1) for row in merge.coefficients for value in row),
@@ -144,6 +155,13 @@ def _merge(merge: Merge) -> dict[str, Any]:
         "routed": routed,
         "parts": merge.parts,
     }
+
+
+def _fits(data: Data) -> list[tuple[str, Fit]]:
+    """List what the token limit did, once where the stages agree and otherwise with their names."""
+    if len(set(data.fits.values())) == 1:
+        return [("", next(iter(data.fits.values())))]
+    return [(CURVE_NAMES[place], fit) for place, fit in data.fits.items()]
 
 
 def _versions(stages: tuple[Stage, ...]) -> list[tuple[str, str]]:
@@ -201,6 +219,10 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
         elif isinstance(value, str | int | float) and value != "":
             flat[key] = str(value)
     return flat
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f}"
 
 
 def _brief(digest: str) -> str:

@@ -83,6 +83,12 @@ def columns(report: Report) -> list[str]:
     return ["Model", *scores, "Held-out loss", "Loss vs SFT", *COSTS]
 
 
+def measures(report: Report) -> list[tuple[str, str, str]]:
+    """Name each measure of the score table, and head its two columns: the score, and its difference to SFT."""
+    benchmarks = [(title(name), "pass@1", "vs SFT, points") for name in report.benchmarks]
+    return [*benchmarks, ("Held-out loss", "nats a token", "vs SFT")]
+
+
 def score_cells(report: Report) -> list[list[Cell]]:
     """Fill the score table: a list per row of `report.rows`, in the order of `columns`."""
     return [_cells(row, report.benchmarks) for row in report.rows]
