@@ -24,7 +24,7 @@ from xft.memory import peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
-NOT_HASHED = {MANIFEST, "metrics.jsonl"}  # they hold times, which differ between equal runs
+NOT_HASHED = {MANIFEST, "metrics.jsonl", "statistics.json"}  # they hold times, which differ between equal runs
 MOST_SAID = 4
 """Differences that a message names."""
 VERSIONED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")

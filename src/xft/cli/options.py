@@ -41,7 +41,11 @@ def section(schema: Any, settings: list[str] | None, **values: Any) -> Any:
         key, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: has the form key=value")
-        values[key] = yaml.safe_load(text)
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(text)
     return parse_section(schema, values, "command line")
 
 

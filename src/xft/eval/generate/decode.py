@@ -272,7 +272,12 @@ class _Writer:
         before, whole = self._decode(context), self._decode(context + self.tokens)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(self.tokens)
         cut = first_stop(text, self.row.stop)
-        return Answer(text=text[:cut], finish="stop" if self.ended or cut is not None else "length")
+        return Answer(
+            text=text[:cut],
+            finish="stop" if self.ended or cut is not None else "length",
+            prompt_tokens=len(self.row.prompt),
+            completion_tokens=len(self.tokens),
+        )
 
     def _decode(self, tokens: list[int]) -> str:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
