@@ -16,7 +16,7 @@ import xft
 SOURCE = Path(xft.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub"}
 TRAINING = {
-    "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
+    "moe", "checkpoint", "dequantise", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
     "export", "eval.generate", "eval.heldout",
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
