@@ -132,7 +132,7 @@ def good(prompt: str) -> str:
         return "```python\n" + "\n".join(asserts) + "\n```"
     if "SAME or DIFFERENT" in prompt:
         return "DIFFERENT"
-    if "## Problem" in prompt:
+    if prompt.startswith("You will see some lines"):
         number = number_of(prompt)
         return (
             f"## Problem\nWrite a function add_{number}(x) that returns x plus {number}.\n\n## Solution\n"

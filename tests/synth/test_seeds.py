@@ -85,7 +85,9 @@ def test_what_can_not_serve_is_named_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "huge.py").write_bytes(b"x = 1\n" * 200_000)
     (tmp_path / "good.py").write_text("\ufeffx = 1\n")
     (tmp_path / "same.py").write_text("x = 1\n")
-    os.symlink(tmp_path / "gone", tmp_path / "link.py")
+    os.symlink(tmp_path / "gone", tmp_path / "dangling.py")
+    (tmp_path / "folder").mkdir()
+    os.symlink(__file__, tmp_path / "folder" / "link.py")
     documents, skipped = read_seeds(sources(tmp_path))
     assert [each.text for each in documents] == ["x = 1\n"]
     assert {each.where.split("/")[-1]: each.reason for each in skipped} == {

@@ -96,7 +96,7 @@ def test_the_pairs_can_be_tuned_on(serve: Any, seeds: Path, tmp_path: Path) -> N
 
 def bad_at_times(prompt: str) -> str:
     """Refuse, be empty, be wrong in the solution or in the tests, by the excerpt."""
-    if "they don't agree" in prompt:
+    if prompt.startswith("An exercise has a solution and tests"):
         return "## Solution\n" + solution(1)
     if "## Problem" in prompt and "_3 = " in prompt:
         return "I'm sorry, I can't."

@@ -5,6 +5,7 @@ Phrases that only one licence has. This is not legal advice: a text that is not 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -70,12 +71,10 @@ class LicenseFiles:
 
 
 def _in_folder(folder: Path) -> str | None:
-    for path in sorted(folder.iterdir()):
-        if FILES.fullmatch(path.name) and path.is_file():
-            try:
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if FILES.fullmatch(path.name) and path.is_file():
                 text = path.read_bytes()[:MAX_BYTES].decode(errors="replace")
-            except OSError:
-                continue
-            if name := license_of_text(text):
-                return name
+                if name := license_of_text(text):
+                    return name
     return None

@@ -97,7 +97,7 @@ def _read(source: SeedSource) -> Iterator[Document | Skipped]:
 def _folder(source: SeedSource, root: Path) -> Iterator[Document | Skipped]:
     licenses = LicenseFiles(root)
     for path in _tracked(root) if (root / ".git").exists() else _below(root):
-        if path.suffix.lower() in EXTENSIONS:
+        if path.suffix.lower() in EXTENSIONS and not path.is_symlink():  # a link may lead out of the folder
             yield _file(path, f"{root.name}/{path.relative_to(root)}", source, licenses)
 
 
