@@ -70,6 +70,26 @@ def test_records_give_text_response_licence_and_language(tmp_path: Path) -> None
     assert skipped[0].reason == "no text in content or code or text or instruction"
 
 
+def test_names_can_be_left_out(tmp_path: Path) -> None:
+    for name in ("a.py", "test_a.py", "test/b.py", "sub/test/c.py", "sub/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"x = {name!r}\n")
+    documents, skipped = read_seeds([SeedSource(path=str(tmp_path), exclude=["test", "test_*"])])
+    assert [each.source.split("/", 1)[1] for each in documents] == ["a.py", "sub/d.py"]
+    assert skipped == []
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"content": ["x = 1", None], "lang": ["Python", "Python"]})
+    pyarrow.parquet.write_table(table, tmp_path / "seeds.parquet")
+    documents, skipped = read_seeds(sources(tmp_path / "seeds.parquet"))
+    assert [(each.text, each.language, each.source) for each in documents] == [("x = 1", "python", "seeds.parquet[0]")]
+    assert len(skipped) == 1
+
+
 def test_a_column_can_be_named_and_gzip_is_read(tmp_path: Path) -> None:
     path = tmp_path / "seeds.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"body": "x = 1", "text": "other"}).encode()))

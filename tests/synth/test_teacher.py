@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from scripted_teacher import Script, played
 
 from xft.errors import FetchError, RecipeError
 from xft.eval.benchmark import Request
-from xft.eval.generate import Sampling, server
+from xft.eval.generate import Answer, Ask, Sampling, server
+from xft.eval.generate.backend import Unit
 from xft.synth.store import Store
 from xft.synth.task import Question
 from xft.synth.teacher import Teacher, open_teacher
@@ -172,6 +173,43 @@ def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
     store.put(key, {"text": "ö"})
     assert Store(tmp_path).get(key) == {"text": "ö"}
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+class Units:
+    """A back end whose answers come by twos, in words that show with which others they were made."""
+
+    style = "chat"
+
+    def __init__(self, die_after: int | None = None) -> None:
+        self.left = die_after
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def units(self, asks: Sequence[Ask]) -> list[Unit]:
+        return [asks[start : start + 2] for start in range(0, len(asks), 2)]
+
+    def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
+        for unit in units:
+            for ask in unit:
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left = None if self.left is None else self.left - 1
+                yield ask, Answer(text="".join(each.request.instruction or "" for each in unit), finish="stop")
+
+    def close(self) -> None:
+        pass
+
+
+def test_answers_that_are_made_together_are_kept_together(tmp_path: Path) -> None:
+    def teacher(folder: str, die_after: int | None = None) -> Teacher:
+        return Teacher(name="t", backend=Units(die_after), identity={}, store=Store(tmp_path / folder))
+
+    asked = questions(*"abcdef")
+    with pytest.raises(KeyboardInterrupt):
+        teacher("cut", die_after=3).answer(asked)
+    assert len(list((tmp_path / "cut").rglob("*.json"))) == 2
+    assert texts(teacher("cut"), asked) == texts(teacher("whole"), asked) == ["ab", "ab", "cd", "cd", "ef", "ef"]
 
 
 def test_a_local_models_name_and_a_servers_model_do_not_go_together(tiny_dense: Path, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def synth(
         int | None, typer.Option(min=1, help="Tasks to begin at most, such as 50 for a trial that forecasts --pairs.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of seeds that carry none.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Files and folders left out, such as test or 'test_*'; repeatable.")
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the text in JSONL or Parquet seeds.")] = None,
     check: Annotated[str, typer.Option(help="python: run Python solutions against tests; or off.")] = "python",
     temperature: Annotated[float | None, typer.Option(min=0, help="Of new tasks; the method's own by default.")] = None,
@@ -68,7 +71,7 @@ def synth(
     given: dict[str, Any] = {"method": method, "pairs": pairs, "limit": limit, "temperature": temperature}
     given |= {"max_new_tokens": max_new_tokens, "check": {"mode": check}}
     config = options.section(SynthConfig, settings, **given)
-    sources = _sources(seeds, more, license, column)
+    sources = _sources(seeds, more, license=license, exclude=exclude or [], column=column)
     if not teacher:
         raise RecipeError("no teacher; give --teacher with a server's address, or a local model's folder or name")
     if not teacher.startswith(("http://", "https://")):
@@ -112,10 +115,8 @@ def synth(
         print(f"{out}: fewer pairs than asked for: the seeds are used up", file=sys.stderr)
 
 
-def _sources(
-    seeds: list[str] | None, more: list[str] | None, license: str | None, column: str | None
-) -> list[SeedSource]:
-    """Return the sources of `--seeds PATH...`."""
+def _sources(seeds: list[str] | None, more: list[str] | None, **given: Any) -> list[SeedSource]:
+    """Return the sources of `--seeds PATH...`, with what is given for all of them."""
     from xft.recipe import parse_section
     from xft.synth.config import SeedSource
 
@@ -123,5 +124,4 @@ def _sources(
         raise DataError(
             "no seeds; give --seeds with files, folders, git repositories, JSONL, Parquet or a hub data set"
         )
-    given = {"license": license, "column": column}
     return [parse_section(SeedSource, {"path": path, **given}, "--seeds") for path in [*seeds, *(more or [])]]

@@ -18,6 +18,8 @@ class SeedSource(Section):
     """Hub revision (branch, tag or commit)."""
     license: str | None = None
     """Licence (SPDX) of documents that carry none: no field, no header, no LICENSE file above them."""
+    exclude: list[str] = Field(default=[])
+    """Shell patterns of names of files and folders, within the folder, that are left out."""
     column: str | None = None
     """Column of a record's text; by default the first of content, code, text, instruction."""
 

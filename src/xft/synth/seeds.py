@@ -5,6 +5,7 @@ What can't serve is not silently left out: it is given as `Skipped` with its rea
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import subprocess
@@ -97,8 +98,10 @@ def _read(source: SeedSource) -> Iterator[Document | Skipped]:
 def _folder(source: SeedSource, root: Path) -> Iterator[Document | Skipped]:
     licenses = LicenseFiles(root)
     for path in _tracked(root) if (root / ".git").exists() else _below(root):
-        if path.suffix.lower() in EXTENSIONS and not path.is_symlink():  # a link may lead out of the folder
-            yield _file(path, f"{root.name}/{path.relative_to(root)}", source, licenses)
+        within = path.relative_to(root)
+        left_out = any(fnmatch.fnmatch(part, pattern) for part in within.parts for pattern in source.exclude)
+        if path.suffix.lower() in EXTENSIONS and not left_out and not path.is_symlink():  # a link may lead out of it
+            yield _file(path, f"{root.name}/{within}", source, licenses)
 
 
 def _tracked(root: Path) -> list[Path]:

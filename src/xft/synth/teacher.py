@@ -18,6 +18,8 @@ from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
 from xft.synth.store import Store
 from xft.synth.task import Question
 
+SHOWN = 16
+"""Characters of a key that name a request in messages, and seed its sampling."""
 REFUSED_IN_A_ROW = 20
 """Requests that a server may refuse one after the other before it is taken to refuse everything."""
 
@@ -75,19 +77,19 @@ class Teacher:
         for record in records.values():
             self._count(record)
         self.usage.found += len(records)
-        missing: dict[Sampling, list[Ask]] = {}
+        missing: dict[Sampling, dict[Ask, str]] = {}
         for key, question in asked.items():
             if key not in records:
-                ask = Ask(task_id=key, sample=question.sample, request=question.request)
-                missing.setdefault(question.sampling, []).append(ask)
+                ask = Ask(task_id=key[:SHOWN], sample=question.sample, request=question.request)
+                missing.setdefault(question.sampling, {})[ask] = key
         for sampling, asks in missing.items():
             records |= self._make(asks, sampling, told)
         return [_answer(records[key]) for key in keys]
 
-    def _make(self, asks: list[Ask], sampling: Sampling, told: Callable[[], None]) -> dict[str, dict[str, Any]]:
-        """Let the back end answer; keep each unit's answers when all of them are there."""
-        units = self.backend.units(asks)
-        unit_of = {ask.task_id: number for number, unit in enumerate(units) for ask in unit}
+    def _make(self, asks: dict[Ask, str], sampling: Sampling, told: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        """Let the back end answer requests with their keys; keep each unit's answers when all of them are there."""
+        units = self.backend.units(list(asks))
+        unit_of = {ask: number for number, unit in enumerate(units) for ask in unit}
         open_units: dict[int, dict[str, dict[str, Any]]] = {}
         made: dict[str, dict[str, Any]] = {}
         before = time.monotonic()
@@ -96,11 +98,11 @@ class Teacher:
             record = asdict(answer) | {"seconds": round(now - before, 4)}
             before = now
             self._watch(answer)
-            made[ask.task_id] = record
+            made[asks[ask]] = record
             self._count(record)
-            number = unit_of[ask.task_id]
+            number = unit_of[ask]
             unit = open_units.setdefault(number, {})
-            unit[ask.task_id] = record
+            unit[asks[ask]] = record
             if len(unit) == len(units[number]):
                 for key, whole in open_units.pop(number).items():
                     if whole["finish"] != "refused":  # a server may think better of it
