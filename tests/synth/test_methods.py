@@ -149,6 +149,13 @@ def test_oss_instruct_shows_1_to_15_consecutive_lines_each_once() -> None:
     assert len(tasks) > 1000  # and it ends
 
 
+def test_oss_instruct_wants_code() -> None:
+    text = Document(text="Once upon a time.", source="a.txt", language="text")
+    assert {task.document.language for task in plan("oss-instruct", documents=[text, *DOCUMENTS])} == {"python"}
+    with pytest.raises(DataError, match="no code among the seeds"):
+        plan("oss-instruct", documents=[text])
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     ("## Problem\nDo as the code snippet does.\n\n## Solution\n```python\nx = 1\n```", "problem refers to the seed"),
     ("## Problem\nWrite f.\n\n## Solution\nIt is easy.", "no code in the solution"),

@@ -20,7 +20,7 @@ def sources(*paths: Path, **given: str) -> list[SeedSource]:
 def test_a_folder_gives_its_code_with_language_and_licence(tmp_path: Path) -> None:
     root = tmp_path / "project"
     (root / "sub").mkdir(parents=True)
-    (root / "LICENSE").write_text("Apache License Version 2.0")
+    (root / "LICENSE.txt").write_text("Apache License Version 2.0")
     (root / "a.py").write_text("x = 1\n")
     (root / "sub" / "b.rs").write_text("// SPDX-License-Identifier: MIT\nfn main() {}\n")
     (root / "picture.png").write_bytes(b"\x89PNG")

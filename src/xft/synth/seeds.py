@@ -19,7 +19,7 @@ from xft.errors import DataError
 from xft.fetch import HUB_NAME
 from xft.recipe import DataSource
 from xft.synth.config import SeedSource
-from xft.synth.licenses import LicenseFiles, license_of_header
+from xft.synth.licenses import FILES, LicenseFiles, license_of_header
 from xft.synth.task import Document
 
 MAX_BYTES = 1 << 20
@@ -100,7 +100,9 @@ def _folder(source: SeedSource, root: Path) -> Iterator[Document | Skipped]:
     for path in _tracked(root) if (root / ".git").exists() else _below(root):
         within = path.relative_to(root)
         left_out = any(fnmatch.fnmatch(part, pattern) for part in within.parts for pattern in source.exclude)
-        if path.suffix.lower() in EXTENSIONS and not left_out and not path.is_symlink():  # a link may lead out of it
+        if path.suffix.lower() not in EXTENSIONS or left_out or FILES.fullmatch(path.name):
+            continue
+        if not path.is_symlink():  # it may lead out of the folder
             yield _file(path, f"{root.name}/{within}", source, licenses)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from xft.errors import DataError
 from xft.synth.config import SynthConfig
 from xft.synth.methods.method import METHODS, Frame, Method, fault_of_code, fenced_language, in_turn
 from xft.synth.rules import FENCED, fault_of, same_key, sections
@@ -19,7 +20,14 @@ SEED_WORDS = re.compile(r"\b(?:code )?(?:snippet|excerpt)s?\b", re.IGNORECASE)
 
 
 def plan(documents: Sequence[Document], config: SynthConfig, seed: int) -> Iterator[Task]:
-    """Draw 1 to `lines` lines from each document in turn, none of them twice."""
+    """Draw 1 to `lines` lines from each document of code in turn, none of them twice.
+
+    Raises:
+        DataError: no document of code.
+    """
+    documents = [document for document in documents if document.language != "text"]
+    if not documents:
+        raise DataError("oss-instruct: no code among the seeds; give other seeds, or use instruct-pretrain for texts")
     choice = random.Random(f"oss-instruct/{seed}")
     seen: set[str] = set()
     misses = 0
@@ -47,7 +55,7 @@ def _excerpt(document: Document, most: int, choice: random.Random) -> Document:
 def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
     """Ask for a problem and its solution in one answer."""
     document = task.document
-    language = "python" if document.language in ("unknown", "text") else document.language
+    language = "python" if document.language == "unknown" else document.language
     answer = yield from ask(frame.invent(render("oss_instruct", excerpt=document.text, language=title(language))))
     reason, detail = fault_of(answer)
     if reason:
