@@ -31,15 +31,15 @@ def statistics(tally: Tally, usage: Usage, config: SynthConfig, seeds: dict[str,
     """Return a run's statistics, and the forecast for the pairs wanted."""
     seconds = usage.seconds + tally.check_seconds
     cost = (usage.prompt_tokens * config.input_price + usage.completion_tokens * config.output_price) / 1e6
-    each = max(tally.pairs, 1)
-    per_pair = {
-        "tasks": round(tally.tasks / each, 3),
-        "prompt_tokens": round(usage.prompt_tokens / each, 1),
-        "completion_tokens": round(usage.completion_tokens / each, 1),
-        "seconds": round(seconds / each, 2),
-        "cost": round(cost / each, 6),
+    spent = {
+        "tasks": tally.tasks,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "seconds": seconds,
+        "cost": cost,
     }
-    forecast = {name: round(value * config.pairs, 4) for name, value in per_pair.items()}
+    per_pair = {name: round(value / tally.pairs, 6) for name, value in spent.items()} if tally.pairs else None
+    forecast = {name: round(value * config.pairs, 3) for name, value in per_pair.items()} if per_pair else None
     return {
         "tasks": tally.tasks,
         "pairs": tally.pairs,
@@ -54,7 +54,7 @@ def statistics(tally: Tally, usage: Usage, config: SynthConfig, seeds: dict[str,
         "check_seconds": round(tally.check_seconds, 1),
         "cost": round(cost, 6),
         "per_pair": per_pair,
-        "forecast": {"pairs": config.pairs, **forecast} if tally.pairs else None,
+        "forecast": {"pairs": config.pairs, **forecast} if forecast else None,
     }
 
 
@@ -67,7 +67,7 @@ def summary(made: dict[str, Any]) -> str:
     if made["seeds"]["skipped"]:
         worst = list(made["seeds"]["skipped"].items())[:3]
         lines.append("seeds left out: " + ", ".join(f"{reason} ({count})" for reason, count in worst))
-    teacher, each = made["teacher"], made["per_pair"]
+    teacher = made["teacher"]
     lines.append(
         f"teacher: {teacher['answers']} answers, {teacher['prompt_tokens']:,} + {teacher['completion_tokens']:,} tokens"
         + (f", {teacher['found']} answers found in the store" if teacher["found"] else "")
@@ -75,7 +75,7 @@ def summary(made: dict[str, Any]) -> str:
         + (f", cost {made['cost']:.4g}" if made["cost"] else "")
     )
     if made["pairs"]:
-        forecast = made["forecast"]
+        each, forecast = made["per_pair"], made["forecast"]
         lines.append(
             f"a pair: {each['seconds']:.1f} s, {each['tasks']:.1f} tasks; forecast for {forecast['pairs']} pairs: "
             f"{clock(forecast['seconds'])}, {forecast['tasks']:.0f} tasks, "

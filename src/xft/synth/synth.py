@@ -69,12 +69,12 @@ def synthesise(job: SynthJob, out: Path) -> dict[str, Any]:
         (out / PAIRS).open("w", encoding="utf-8") as pairs,
         (out / REJECTS).open("w", encoding="utf-8") as rejects,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-        track("pairs", job.config.pairs) as advance,
+        track("tasks" if job.config.limit else "pairs", job.config.limit or job.config.pairs) as advance,
     ):
         writer = _Writer(job, frame, pairs, rejects)
         driver = _Driver(job, method, frame, writer, pool, told=lambda: advance(0, _note(writer.tally, job.teacher)))
         for kept in driver.run():
-            advance(kept, _note(writer.tally, job.teacher))
+            advance(1 if job.config.limit else kept, _note(writer.tally, job.teacher))
     counts = Counter(skipped.reason.split(" (")[0] for skipped in job.skipped)
     seeds = {"documents": len(job.documents), "skipped": dict(counts.most_common())}
     made = statistics(writer.tally, job.teacher.usage, job.config, seeds)
