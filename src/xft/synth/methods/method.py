@@ -1,5 +1,5 @@
 """What a method is. To add one: write a module here that registers a `Method`, its prompts in `synth/prompts/`, and
-import it in `__init__.py`; `tests/synth/test_methods.py` then checks its laws.
+import it in `__init__.py`; `tests/synth/test_synth_methods.py` then checks its laws.
 """
 
 from __future__ import annotations
