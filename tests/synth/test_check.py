@@ -8,11 +8,12 @@ import pytest
 
 from xft.eval.generate import Answer
 from xft.eval.sandbox import Outcome, Sandbox
-from xft.synth.check import Bench, check, outline_of, suite_in
+from xft.synth.check import Bench, check
 from xft.synth.config import CheckConfig, SynthConfig
 from xft.synth.methods.method import METHODS, frame_of
 from xft.synth.store import Store
 from xft.synth.task import Document, Draft, Question, Reject
+from xft.synth.testing import TESTINGS
 
 GOOD = "def add(x, y=1):\n    return x + y"
 TESTS = "assert add(1, 2) == 3\nassert add(0) == 1\nassert add(-1, 1) == 0"
@@ -32,10 +33,16 @@ def checked(
     sandbox: Any, folder: Path, solution: str, *answers: str, **settings: Any
 ) -> tuple[Draft | Reject, list[str]]:
     """Check a solution with a teacher that gives these answers; return what came of it, and the prompts."""
+    language = settings.get("languages", ["python"])[0]
     config = SynthConfig(check=CheckConfig(**settings))
     bench = Bench(runner=sandbox, level="test", config=config.check, store=Store(folder))
     document = Document(text="seed", source="s")
-    draft = Draft(instruction="Add two.", response=fenced(solution), language="python", document=document)
+    draft = Draft(
+        instruction="Add two.",
+        response=solution if "```" in solution else fenced(solution),
+        language=language,
+        document=document,
+    )
     steps = check(draft, frame_of(METHODS["oss-instruct"], config, "chat", 0), bench)
     left, prompts = list(answers), []
     try:
@@ -121,6 +128,21 @@ def test_each_fault_has_its_reason(
     assert (result.reason if isinstance(result, Reject) else "") == reason
 
 
+def test_other_languages_are_checked_in_the_same_way(sandbox: Sandbox, tmp_path: Path) -> None:
+    if fault := TESTINGS["javascript"].fault():
+        pytest.skip(f"not run: javascript ({fault})")
+    wrong, good = (f"```javascript\nfunction add(x, y = 1) {{\n  return x {sign} y;\n}}\n```" for sign in "-+")
+    tests = "".join(f"assert.deepStrictEqual(add({x}), {x + 1});\n" for x in range(4))
+    repair = f"## Solution\n{good}"
+    kept, prompts = checked(sandbox, tmp_path, wrong, tests, repair, languages=["javascript"])
+    assert isinstance(kept, Draft)
+    assert kept.response == good
+    assert kept.meta["check"]["status"] == "repaired"
+    assert len(kept.meta["tests"]) == 4
+    assert "tests in JavaScript" in prompts[0]
+    assert "add(0), 1);: " in prompts[1]
+
+
 class Counting:
     """Runs nothing: passes or fails as told."""
 
@@ -149,42 +171,3 @@ def test_a_verdict_is_kept_and_nothing_runs_again(sandbox: Sandbox, tmp_path: Pa
     first, _ = checked(sandbox, tmp_path, GOOD, fenced(TESTS))
     again, _ = checked(Counting(), tmp_path, GOOD, fenced(TESTS))
     assert again == first
-
-
-def test_the_outline_has_signatures_and_docstrings_and_no_bodies() -> None:
-    code = '''
-class A(list):
-    """Doc."""
-    @property
-    def b(self) -> int:
-        return 1
-async def c(x: int = 2, *y):
-    """What."""
-    return x
-'''
-    assert outline_of(code).split("\n") == [
-        "class A:", "    def b(self) -> int:", "        ...", "async def c(x: int=2, *y):", '    """What."""'
-    ]  # fmt: skip
-    assert outline_of("x = 1") == outline_of("not python (") == ""
-
-
-def test_asserts_and_test_functions_are_read_and_the_solutions_own_names_left_out() -> None:
-    text = """
-from my_module import add
-from solution import *
-import math
-values = [1]
-def add(x):
-    return 0
-def test_it():
-    assert add(values[0]) == 2
-def helper(x):
-    return x
-assert add(1) == 2
-assert add(1) == 2
-print(add(1))
-"""
-    suite = suite_in(fenced(text), GOOD)
-    assert suite.setup == "import math\nvalues = [1]\ndef helper(x):\n    return x"
-    assert suite.tests == ("def test_it():\n    assert add(values[0]) == 2\ntest_it()", "assert add(1) == 2")
-    assert suite_in(TESTS, GOOD).tests == tuple(TESTS.split("\n"))

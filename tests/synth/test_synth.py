@@ -228,8 +228,8 @@ def test_without_the_check_nothing_is_run_or_asked_for_it(serve: Any, seeds: Pat
 
 @pytest.mark.parametrize(("more", "says"), [
     (["--method", "magic"], "unknown method 'magic'; available: evol-instruct"),
-    (["--check", "rust"], "check.mode"),
-    (["--set", "check.test=2"], "unknown key 'test'; known keys: mode, tests"),
+    (["--check", "cobol"], "unknown tested language 'cobol'; available: javascript, python, off"),
+    (["--set", "check.test=2"], "unknown key 'test'; known keys: languages, tests"),
     (["--prompt", "completion"], "needs a teacher that takes instructions"),
 ])  # fmt: skip
 def test_what_can_not_be_meant_is_an_error_at_once(

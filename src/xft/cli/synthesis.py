@@ -10,7 +10,7 @@ import typer
 
 from xft.cli import options
 from xft.cli.options import More, Out, Seed, Set
-from xft.errors import DataError, RecipeError
+from xft.errors import DataError, MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
     from xft.stage import Meter
@@ -47,7 +47,9 @@ def synth(
         list[str] | None, typer.Option(help="Files and folders left out, such as test or 'test_*'; repeatable.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the text in JSONL or Parquet seeds.")] = None,
-    check: Annotated[str, typer.Option(help="python: run Python solutions against tests; or off.")] = "python",
+    check: Annotated[
+        str, typer.Option(help="Languages whose solutions are run: python,javascript; or off.")
+    ] = "python",
     temperature: Annotated[float | None, typer.Option(min=0, help="Of new tasks; the method's own by default.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     batch: Annotated[int, typer.Option(min=1, help="Answers made, or requests sent, at once.")] = 16,
@@ -69,7 +71,7 @@ def synth(
     from xft.synth.config import SynthConfig
 
     given: dict[str, Any] = {"method": method, "pairs": pairs, "limit": limit, "temperature": temperature}
-    given |= {"max_new_tokens": max_new_tokens, "check": {"mode": check}}
+    given |= {"max_new_tokens": max_new_tokens, "check": {"languages": check}}
     config = options.section(SynthConfig, settings, **given)
     sources = _sources(seeds, more, license=license, exclude=exclude or [], column=column)
     if not teacher:
@@ -88,8 +90,12 @@ def synth(
     from xft.synth.store import Store
     from xft.synth.synth import STATISTICS, SynthJob, synthesise
     from xft.synth.teacher import open_teacher
+    from xft.synth.testing import TESTINGS
 
-    checked = METHODS[config.method].checked and config.check.mode == "python"
+    checked = METHODS[config.method].checked and bool(config.check.languages)
+    for language in config.check.languages:
+        if fault := TESTINGS[language].fault():
+            raise MissingExtraError(f"--check {language}: {fault}")
     documents, skipped = read_seeds(sources, config.licenses)
     folder = store or cache_dir() / "answers"
     asked = open_teacher(teacher, model=model, style=prompt, batch=batch, backend=backend, store=folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -25,10 +25,10 @@ class SeedSource(Section):
 
 
 class CheckConfig(Section):
-    """How solutions are run. Python only: other languages have no mutations, so their tests could prove nothing."""
+    """How solutions are run."""
 
-    mode: Literal["python", "off"] = "python"
-    """Run Python solutions and their tests, or nothing."""
+    languages: list[str] = Field(default=["python"])
+    """Languages whose solutions are run, names in `xft.synth.testing.TESTINGS`; none, or `off`: nothing is run."""
     tests: Annotated[int, Field(ge=1)] = 3
     """Tests that must pass and fail on a mutated solution."""
     mutants: Annotated[int, Field(ge=1)] = 12
@@ -40,12 +40,12 @@ class CheckConfig(Section):
     memory_mb: Annotated[int, Field(ge=16)] = 1024
     """Memory limit of a program."""
     libraries: list[str] = Field(default=[])
-    """Installed distributions that solutions may import, beside the standard library."""
+    """Installed distributions that Python solutions may import, beside the standard library."""
 
-    @field_validator("libraries", mode="before")
+    @field_validator("languages", "libraries", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [name for name in value.split(",") if name] if isinstance(value, str) else value
+        return [name for name in value.split(",") if name not in ("", "off")] if isinstance(value, str) else value
 
 
 class SynthConfig(Section):
@@ -88,13 +88,6 @@ class SynthConfig(Section):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [name for name in value.split(",") if name] if isinstance(value, str) else value
-
-    @field_validator("check", mode="before")
-    @classmethod
-    def _mode(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # YAML reads `off` as false
-            value = "python" if value else "off"
-        return {"mode": value} if isinstance(value, str) else value
 
     @property
     def attempts(self) -> int:

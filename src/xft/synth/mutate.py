@@ -1,15 +1,20 @@
-"""Mutated programs: each differs from a Python program in one place, which a test that proves something should notice.
+"""Mutated programs: each differs from a program in one place, which a test that proves something should notice. Pure.
 
-Four kinds, within functions only: an operator, a constant, what is returned, and which branch is taken. Pure.
+Python's are made of the syntax tree, within functions only, in four kinds: an operator, a constant, what is returned,
+and which branch is taken.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from xft.synth.rules import parsed
+
+Make = Callable[[], str | None]
+"""Makes a mutant, or None where the place chosen can't be changed."""
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -26,6 +31,18 @@ Change = Callable[[ast.AST], None]
 """Change a node in place."""
 
 
+def select(kinds: Mapping[str, Sequence[Make]], original: str, count: int, seed: int) -> list[str]:
+    """Make mutants, the kinds in turn, each kind in an order chosen by the seed; equal ones once."""
+    choice = random.Random(seed)
+    queues = [choice.sample(found, len(found)) for _, found in sorted(kinds.items())]
+    made: dict[str, None] = {original: None}
+    while len(made) <= count and any(queues):
+        for queue in queues:
+            if queue and len(made) <= count and (text := queue.pop()()):
+                made[text] = None
+    return list(made)[1:]
+
+
 def mutants(program: str, count: int, seed: int) -> list[str]:
     """Return up to `count` different mutants, the kinds in turn, chosen by the seed.
 
@@ -34,23 +51,12 @@ def mutants(program: str, count: int, seed: int) -> list[str]:
     tree = parsed(program)
     if tree is None:
         return []
-    choice = random.Random(seed)
-    kinds: dict[str, list[tuple[int, Change]]] = {}
+    kinds: dict[str, list[Make]] = {}
     for place, (node, inside) in enumerate(_places(tree)):
         if inside:
             for kind, change in _changes(node):
-                kinds.setdefault(kind, []).append((place, change))
-    queues = [choice.sample(found, len(found)) for _, found in sorted(kinds.items())]
-    seen = {ast.unparse(tree)}
-    made: list[str] = []
-    while len(made) < count and any(queues):
-        for queue in queues:
-            if queue and len(made) < count:
-                text = _applied(program, *queue.pop())
-                if text and text not in seen:
-                    seen.add(text)
-                    made.append(text)
-    return made
+                kinds.setdefault(kind, []).append(functools.partial(_applied, program, place, change))
+    return select(kinds, ast.unparse(tree), count, seed)
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:

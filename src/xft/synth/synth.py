@@ -91,7 +91,7 @@ def _worked_out(task: Task, method: Method, frame: Frame, bench: Bench | None) -
     drafts = yield from method.write(task, frame)
     outcome: Outcome = []
     for draft in drafts:
-        if isinstance(draft, Draft) and bench and method.checked and draft.language == "python":
+        if isinstance(draft, Draft) and bench and method.checked and draft.language in frame.config.check.languages:
             outcome.append((yield from check(draft, frame, bench)))
         else:
             outcome.append(draft)
