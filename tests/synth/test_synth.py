@@ -219,6 +219,17 @@ def test_every_method_makes_just_as_many_pairs_as_asked_for(serve: Any, tmp_path
     assert checks == ({"not run"} if method == "instruct-pretrain" else {"passed"})
 
 
+def test_fewer_pairs_than_asked_for_are_said_with_the_reason(serve: Any, tmp_path: Path) -> None:
+    path = tmp_path / "seeds.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"Write number {at} as words."}) + "\n" for at in range(2)))
+    url = serve(Script(good))
+    said = run(tmp_path / "one", path, url, "--method", "evol-instruct", pairs=50)
+    assert "fewer pairs than asked for: the seeds are used up" in said
+    said = run(tmp_path / "two", path, serve(Script(lambda _: "Of the.")), "--method", "self-instruct", pairs=1)
+    assert "0 pairs of 10 tasks" in said
+    assert "fewer pairs than asked for: ten tasks for each pair were begun" in said
+
+
 def test_without_the_check_nothing_is_run_or_asked_for_it(serve: Any, seeds: Path, tmp_path: Path) -> None:
     script = Script(good)
     run(tmp_path / "out", seeds, serve(script), pairs=3)

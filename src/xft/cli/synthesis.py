@@ -116,9 +116,11 @@ def synth(
     made = config.model_dump() | {"prompt": asked.style, "batch": batch}
     options.finish(out, "synth", made, inputs, work, seed)
     asked.backend.close()
-    print(summary(read_json(out / STATISTICS, {})))
-    if read_json(out / STATISTICS, {})["pairs"] < pairs and not limit:
-        print(f"{out}: fewer pairs than asked for: the seeds are used up", file=sys.stderr)
+    figures: dict[str, Any] = read_json(out / STATISTICS, {})
+    print(summary(figures))
+    if figures["pairs"] < pairs and not limit:
+        why = "ten tasks for each pair were begun" if figures["tasks"] >= config.attempts else "the seeds are used up"
+        print(f"{out}: fewer pairs than asked for: {why}", file=sys.stderr)
 
 
 def _sources(seeds: list[str] | None, more: list[str] | None, **given: Any) -> list[SeedSource]:

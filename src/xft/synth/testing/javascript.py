@@ -34,7 +34,7 @@ SWAPS = {
 }  # fmt: skip
 SITE = re.compile(
     SKIPPED + r"|(?P<return>\breturn\s+(?!undefined\b)(?P<value>[^;\n{}]+))|=>|\+\+|--|\+=|-=|\*\*|"
-    r"(?P<operator>===|!==|==|!=|<=|>=|&&|\|\||[<>+*%-]|\btrue\b|\bfalse\b)|(?P<constant>\b\d+\b)",
+    r"(?P<operator>===|!==|==|!=|<=|>=|&&|\|\||[<>+*%-]|\btrue\b|\bfalse\b)|(?P<constant>\b\d{1,15}\b)",
     re.DOTALL,
 )
 ASSERT = 'const assert = require("node:assert");\n'
