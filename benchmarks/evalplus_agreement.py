@@ -28,6 +28,7 @@ from typing import Any
 from xft.eval.benchmark import Problem
 from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.evalplus import PARTS
+from xft.synth.mutate import OPERATORS
 
 SETS = {"humaneval+": ("humaneval", "HumanEvalPlus"), "mbpp+": ("mbpp", "MbppPlus")}
 LEAST_S = 4.0
@@ -65,29 +66,6 @@ if __name__ == "__main__":
 
 # --- mutants ----------------------------------------------------------------------------------------------------------
 
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.FloorDiv,
-    ast.Div: ast.FloorDiv,
-    ast.FloorDiv: ast.Div,
-    ast.Mod: ast.FloorDiv,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-    ast.BitXor: ast.BitAnd,
-}
 WRAPPERS = (
     *(
         "tuple(v)",
@@ -185,10 +163,12 @@ def mutate(tree: ast.Module, choice: random.Random) -> str | None:
     nodes = [node for function in functions for node in ast.walk(function)]
     node = choice.choice(nodes)
     match node:
-        case ast.Compare(ops=[operator]) if type(operator) in SWAPS:
-            node.ops = [SWAPS[type(operator)]()]  # type: ignore[list-item]
-        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) | ast.AugAssign(op=operator) if type(operator) in SWAPS:
-            node.op = SWAPS[type(operator)]()  # type: ignore[assignment]
+        case ast.Compare(ops=[operator]) if type(operator) in OPERATORS:
+            node.ops = [OPERATORS[type(operator)]()]  # type: ignore[list-item]
+        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) | ast.AugAssign(op=operator) if (
+            type(operator) in OPERATORS
+        ):
+            node.op = OPERATORS[type(operator)]()  # type: ignore[assignment]
         case ast.Constant(value=bool()):
             node.value = not node.value
         case ast.Constant(value=int()):

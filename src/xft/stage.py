@@ -24,7 +24,7 @@ from xft.memory import peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
-NOT_HASHED = {MANIFEST, "metrics.jsonl"}  # they hold times, which differ between equal runs
+NOT_HASHED = {MANIFEST, "metrics.jsonl", "statistics.json"}  # they hold times, which differ between equal runs
 WORTH_KEEPING = 60.0
 """Seconds of work that a stage which ends in an error leaves behind, for the next try to go on from."""
 MOST_SAID = 4

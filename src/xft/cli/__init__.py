@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from xft import __version__
-from xft.cli import making, scoring
+from xft.cli import making, scoring, synthesis
 from xft.errors import XftError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 making.register(app)
 scoring.register(app)
+synthesis.register(app)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Click's UsageError, out of typer, since newer versions of it carry a click of their own."""

@@ -43,7 +43,11 @@ def section(schema: Any, settings: list[str] | None, **values: Any) -> Any:
             raise RecipeError(f"--set {setting}: has the form key=value")
         if key in values:
             raise RecipeError(f"--set {setting}: this command has the option --{key.replace('_', '-')} for it")
-        values[key] = yaml.safe_load(text)
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(text)
     return parse_section(schema, values, "command line")
 
 

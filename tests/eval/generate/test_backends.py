@@ -78,7 +78,12 @@ class Engine:
         self.calls.append((prompts, how))
         return [
             SimpleNamespace(
-                outputs=[SimpleNamespace(text=f"n{len(prompt['prompt_token_ids'])}#x", finish_reason=self.finish)]
+                prompt_token_ids=prompt["prompt_token_ids"],
+                outputs=[
+                    SimpleNamespace(
+                        text=f"n{len(prompt['prompt_token_ids'])}#x", finish_reason=self.finish, token_ids=(5, 6)
+                    )
+                ],
             )
             for prompt in prompts
         ]

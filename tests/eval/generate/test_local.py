@@ -13,7 +13,7 @@ from toy_prompts import STUBS, ToyPrompts, answers
 
 from xft.errors import CheckpointError, RecipeError, UnknownNameError
 from xft.eval.benchmark import Request
-from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
+from xft.eval.generate import Answer, Ask, Backend, Sampling, decode, open_backend
 from xft.eval.generate.decode import Row, _Writer, sample_tokens
 from xft.eval.generate.tokens import end_tokens, prompt_tokens
 from xft.families import FAMILIES
@@ -275,6 +275,27 @@ def test_equal_prompts_are_read_once(backend: Any, tmp_path: Path, monkeypatch: 
     answers(with_batch(backend, 8), tmp_path / "a", toy, problems=toy.problems()[:1], n=8, temperature=1.0)
     assert shapes[0][0] == 1
     assert shapes[1] == (8, 1)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
+    model_type: str, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = opened(dense_of(model_type))
+    how = {"n": 2, "temperature": 1.0, "seed": 4}
+    apart = answers(with_batch(backend, 4), tmp_path / "apart", **how)
+    read: list[tuple[int, bool]] = []
+    whole = decode._forward
+
+    def spy(model: Any, ids_BT: Any, mask_BT: Any, positions_BT: Any, cache: Any) -> Any:
+        read.append((len(ids_BT), decode._can_join(cache)))
+        return whole(model, ids_BT, mask_BT, positions_BT, cache)
+
+    monkeypatch.setattr(decode, "SHARED", 2)
+    monkeypatch.setattr(decode, "_forward", spy)
+    assert answers(with_batch(backend, 4), tmp_path / "together", **how) == apart
+    rows, can_join = read[0]
+    assert (rows == 1) == can_join  # sliding windows are read as before
 
 
 def test_special_tokens_spelled_as_stop_strings_end_an_answer(backend: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from xft.errors import MissingExtraError
@@ -46,7 +46,10 @@ class Answer:
     text: str
     """The completion, cut at the request's stop strings."""
     finish: str
-    """Why it ended: `stop` (a stop string, or the model's end token) or `length`."""
+    """Why it ended: `stop` (a stop string, or the model's end token) or `length`; a lenient server's also `refused`."""
+    prompt_tokens: int | None = field(default=None, compare=False)
+    """Tokens read and written; None where a server does not say."""
+    completion_tokens: int | None = field(default=None, compare=False)
 
 
 Unit = Sequence[Ask]

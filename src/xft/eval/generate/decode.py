@@ -30,6 +30,8 @@ PLACES = 4
 """New rows begin when one in so many places is free: each time the cache of all rows is copied."""
 ROOM = 64
 """Tokens for which a cache has room before it is copied into a larger one."""
+SHARED = 32
+"""Tokens that prompts must have in common at their start for these to be read once."""
 NUCLEUS = 256
 """Tokens among which a top-p set is looked for before the whole vocabulary is sorted."""
 
@@ -131,14 +133,30 @@ def complete_rows(
 def _read(model: Any, writers: list[_Writer]) -> _Batch:
     """Begin rows: read their prompts."""
     prompts = list(dict.fromkeys(writer.row.prompt for writer in writers))
-    ids_UT, mask_UT = _padded(prompts, model.device)
     cache = DynamicCache(config=model.config)
     cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    logits_UV = _forward(model, ids_UT, mask_UT, (mask_UT.cumsum(-1) - 1).clamp(min=0), cache)
+    shared = _shared(prompts) if _can_join(cache) else 0
+    ids_UT, mask_UT = _padded([prompt[shared:] for prompt in prompts], model.device)
+    if shared:  # read once what all prompts begin with
+        ids_1T = torch.tensor([prompts[0][:shared]], device=model.device)
+        mask_1T = torch.ones_like(ids_1T)
+        _forward(model, ids_1T, mask_1T, mask_1T.cumsum(-1) - 1, cache)
+        cache.batch_select_indices(ids_UT.new_zeros(len(prompts)))
+        mask_UT = torch.cat([mask_1T.expand(len(prompts), -1), mask_UT], dim=1)
+    positions_UT = (mask_UT.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    logits_UV = _forward(model, ids_UT, mask_UT, positions_UT, cache)
     which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in writers], device=model.device)
     if len(prompts) < len(writers):
         cache.batch_select_indices(which_B)
     return _Batch(going=writers, cache=cache, mask_BT=mask_UT[which_B], logits_BV=logits_UV[which_B])
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens all of several prompts begin with, where that is worth a pass of its own."""
+    first, last = min(prompts), max(prompts)  # all others lie between these two
+    ends = min(map(len, prompts)) - 1  # each has a token left of which the logits are wanted
+    same = next((at for at in range(ends) if first[at] != last[at]), ends)
+    return same if len(prompts) > 1 and same >= SHARED else 0
 
 
 def _stepped(model: Any, batch: _Batch, tokens_B: Tensor, more: Sequence[bool]) -> _Batch:
@@ -272,7 +290,12 @@ class _Writer:
         before, whole = self._decode(context), self._decode(context + self.tokens)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(self.tokens)
         cut = first_stop(text, self.row.stop)
-        return Answer(text=text[:cut], finish="stop" if self.ended or cut is not None else "length")
+        return Answer(
+            text=text[:cut],
+            finish="stop" if self.ended or cut is not None else "length",
+            prompt_tokens=len(self.row.prompt),
+            completion_tokens=len(self.tokens),
+        )
 
     def _decode(self, tokens: list[int]) -> str:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -41,21 +42,31 @@ MAX_STOPS = 4
 AGAIN = {408, 409, 425, 429}
 """HTTP statuses below 500 that say: try again."""
 NO_ENTRY = {401, 403}
+THIS_ONE = {400, 413, 422}
+"""HTTP statuses by which a server may refuse one request and serve the next: too long, or against its rules."""
 
 
 class ServerBackend:
     """A server that answers over HTTP."""
 
-    def __init__(self, model: str, *, style: str, url: str | None, batch: int, precision: str) -> None:
+    def __init__(
+        self, model: str, *, style: str, url: str | None, batch: int, precision: str, lenient: bool = False
+    ) -> None:
+        """Find the server.
+
+        With `lenient` a single request that it refuses is answered with its words and finish `refused`; without a
+        model's name it is the first that the server has.
+        """
         self.style = "chat" if style == "auto" else style
         if self.style != "completion":
             PROMPTS[self.style]
         self.url = _base_url(url)
-        self.model, self.batch = model, batch
+        self.batch, self.lenient = batch, lenient
         self._endpoint = "chat/completions" if self.style == "chat" else "completions"
         # No redirects: they would take the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._served = self._models()
+        self.model = model or (self._served or ["default"])[0]
 
     def settings(self) -> dict[str, Any]:
         """Return address, endpoint, the model asked for and those that the server has; the rest it doesn't tell."""
@@ -130,9 +141,15 @@ class ServerBackend:
             body["seed"] = ask_seed(sampling.seed, ask)
         if sent := sendable_stops(stop):
             body["stop"] = sent
-        text, reason = self._ask(f"{ask.task_id}, sample {ask.sample}", body, stopping)
-        cut = first_stop(text, stop)
-        return Answer(text=text[:cut], finish="length" if reason == "length" and cut is None else "stop")
+        try:
+            answer = self._ask(f"{ask.task_id}, sample {ask.sample}", body, stopping)
+        except _RefusedError as error:
+            if self.lenient and error.status in THIS_ONE:
+                return Answer(text=error.said, finish="refused")
+            raise
+        cut = first_stop(answer.text, stop)
+        finish = "length" if answer.finish == "length" and cut is None else "stop"
+        return replace(answer, text=answer.text[:cut], finish=finish)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         if request.instruction is None:
@@ -145,8 +162,8 @@ class ServerBackend:
             return {"messages": [{"role": "user", "content": content}]}
         return {"prompt": content}
 
-    def _ask(self, what: str, body: dict[str, Any], stopping: threading.Event) -> tuple[str, str]:
-        """Return text and finish reason, trying again while that can help.
+    def _ask(self, what: str, body: dict[str, Any], stopping: threading.Event) -> Answer:
+        """Return the whole answer with the server's finish reason, trying again while that can help.
 
         Raises:
             FetchError: it can't, or has not.
@@ -202,7 +219,7 @@ class ServerBackend:
             if error.code in AGAIN or error.code >= 500:
                 raise _TryAgainError(said, wish=_wish(error.headers.get("Retry-After"))) from None
             hint = f" (the key comes from {KEY})" if error.code in NO_ENTRY else ""
-            raise _RefusedError(f"{self.url}/{endpoint}: refused: {said}{hint}", error.code) from None
+            raise _RefusedError(f"{self.url}/{endpoint}: refused: {said}{hint}", error.code, said) from None
         except urllib.error.URLError as error:
             raise _TryAgainError(f"not reached ({error.reason})", reached=False) from None
         except TimeoutError:
@@ -249,11 +266,11 @@ class _TryAgainError(Exception):
 
 
 class _RefusedError(FetchError):
-    """Report a request that the server refused with an HTTP `status`."""
+    """Report a request that the server refused with an HTTP `status`, and what it said."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said
 
 
 class _StoppedError(FetchError):
@@ -295,8 +312,8 @@ def _base_url(url: str | None) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
 
 
-def _choice(tree: Any) -> tuple[str, str]:
-    """Return text and finish reason of a reply of either endpoint."""
+def _choice(tree: Any) -> Answer:
+    """Return the answer in a reply of either endpoint, with the server's finish reason."""
     try:
         first = tree["choices"][0]
         text = first["message"]["content"] if "message" in first else first["text"]
@@ -305,7 +322,19 @@ def _choice(tree: Any) -> tuple[str, str]:
     except (KeyError, IndexError, TypeError):
         raise _TryAgainError("a reply without an answer in it") from None
     # None: the model only thought, or called a tool. Lone surrogates can't be written as UTF-8 later.
-    return (text or "").encode(errors="replace").decode(), str(first.get("finish_reason"))
+    return Answer(
+        text=(text or "").encode(errors="replace").decode(),
+        finish=str(first.get("finish_reason")),
+        prompt_tokens=_count(tree, "prompt_tokens"),
+        completion_tokens=_count(tree, "completion_tokens"),
+    )
+
+
+def _count(tree: Any, name: str) -> int | None:
+    """Return a count of the server's account of usage, None where it gives none."""
+    usage = tree.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
 def _said(error: urllib.error.HTTPError) -> str:
@@ -317,6 +346,8 @@ def _said(error: urllib.error.HTTPError) -> str:
         tree = json.loads(body)
         fault = tree.get("error", tree) if isinstance(tree, dict) else tree
         words = str(fault.get("message", fault)) if isinstance(fault, dict) else str(fault)
+    if key := os.environ.get(KEY):  # some servers repeat it
+        words = words.replace(key, "***")
     words = "".join(character if character.isprintable() else " " for character in words)
     return f"HTTP {error.code} {' '.join(words.split())[:300]}".rstrip()
 

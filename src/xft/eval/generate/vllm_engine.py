@@ -55,7 +55,7 @@ class VllmBackend:
             prompts = [{"prompt_token_ids": self._prompt(ask.request)} for ask in unit]
             how = [self._sampling(ask, sampling) for ask in unit]
             outputs = self._engine.generate(prompts, how, use_tqdm=False)
-            yield from ((ask, _answer(output.outputs[0], ask)) for output, ask in zip(outputs, unit, strict=True))
+            yield from ((ask, _answer(output, ask)) for output, ask in zip(outputs, unit, strict=True))
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -79,6 +79,11 @@ class VllmBackend:
 
 
 def _answer(output: Any, ask: Ask) -> Answer:
-    cut = first_stop(output.text, ask.request.stop)
-    length = output.finish_reason == "length" and cut is None
-    return Answer(text=output.text[:cut], finish="length" if length else "stop")
+    made = output.outputs[0]
+    cut = first_stop(made.text, ask.request.stop)
+    return Answer(
+        text=made.text[:cut],
+        finish="length" if made.finish_reason == "length" and cut is None else "stop",
+        prompt_tokens=len(output.prompt_token_ids),
+        completion_tokens=len(made.token_ids),
+    )

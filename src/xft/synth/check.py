@@ -1,0 +1,171 @@
+"""The execution check: the teacher's solution must pass the teacher's tests, and the tests must be worth something.
+
+The teacher writes the tests from the exercise and the solution's outline, without its bodies, so that they state what
+the exercise demands and not what the solution happens to do. A test counts when it passes and fails on a mutated
+solution. A pair whose solution and tests disagree gets one more request, with the error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from xft.eval.sandbox import Outcome
+from xft.synth.config import CheckConfig
+from xft.synth.methods.method import Frame
+from xft.synth.rules import code_in, fault_of, sections
+from xft.synth.store import Store
+from xft.synth.task import Draft, Reject, Steps, ask
+from xft.synth.templates import render, title
+from xft.synth.testing import TESTINGS, Runner, Suite
+
+SHOWN_FAILURES = 3
+MUTANT_SECONDS = 2.0
+"""Least limit of a mutated program; mutants often loop for ever."""
+REASONS = {
+    "timeout": "time limit", "memory": "memory limit", "exited": "solution ends the program", "failed": "tests fail",
+    "wrong": "tests fail",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What running said."""
+
+    reason: str
+    """Why the pair is not kept; "" when it is."""
+    error: str = ""
+    counting: tuple[str, ...] = ()
+    """The tests that fail on a mutated solution."""
+    mutants: int = 0
+    killed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Runs solutions and tests; the same ones are run once, whatever they use: a verdict is kept with the answers."""
+
+    runner: Runner
+    level: str
+    config: CheckConfig
+    store: Store
+
+    def judge(self, language: str, code: str, suite: Suite) -> Verdict:
+        """Run a solution with its tests, and the tests on mutated solutions.
+
+        Raises:
+            SandboxError: the sandbox itself failed; says nothing about the solution.
+        """
+        limits = self.config.model_dump(include={"tests", "mutants", "seconds", "memory_mb", "libraries"})
+        key = Store.key(
+            kind="verdict", language=language, code=code, suite=asdict(suite), limits=limits, level=self.level
+        )
+        known = self.store.get(key)
+        if known is None:
+            known = asdict(self._judge(language, code, suite))
+            self.store.put(key, known)
+        return Verdict(**{**known, "counting": tuple(known["counting"])})
+
+    def _judge(self, language: str, code: str, suite: Suite) -> Verdict:
+        outcome = self._run(language, code, suite, self.config.seconds)
+        if outcome.status != "passed":
+            error = self._named(language, code, suite) if outcome.status == "failed" else ""
+            return Verdict(reason=REASONS[outcome.status], error=error or outcome.error or outcome.status)
+        again = self._run(language, code, suite, self.config.seconds)
+        if again.status != "passed":
+            return Verdict(reason="passes only at times", error=again.error or again.status)
+        seconds = min(self.config.seconds, max(MUTANT_SECONDS, 5 * outcome.seconds))
+        counting: set[str] = set()
+        tried = killed = 0
+        for mutant in TESTINGS[language].mutants(code, self.config.mutants, 0):
+            noticed = self._run(language, mutant, suite, seconds).status != "passed"
+            if noticed and self._run(language, mutant, replace(suite, tests=()), seconds).status != "passed":
+                continue  # it fails whatever is tested
+            tried += 1
+            killed += noticed
+            if not noticed:
+                continue
+            counting |= {
+                test
+                for test in suite.tests
+                if test not in counting
+                and self._run(language, mutant, replace(suite, tests=(test,)), seconds).status != "passed"
+            }
+        kept = tuple(test for test in suite.tests if test in counting)
+        few = len(kept) < self.config.tests
+        error = f"{len(kept)} of {len(suite.tests)} tests fail on a mutated solution" if few else ""
+        return Verdict(
+            reason="tests prove too little" if few else "", error=error, counting=kept, mutants=tried, killed=killed
+        )
+
+    def _named(self, language: str, code: str, suite: Suite) -> str:
+        """Say which tests fail, each with its error; "" when none does alone."""
+        alone = [
+            (test, self._run(language, code, replace(suite, tests=(test,)), self.config.seconds))
+            for test in suite.tests
+        ]
+        failed = [f"{test}: {outcome.error or outcome.status}" for test, outcome in alone if outcome.status != "passed"]
+        return "\n".join(failed[:SHOWN_FAILURES])
+
+    def _run(self, language: str, code: str, suite: Suite, seconds: float) -> Outcome:
+        run = TESTINGS[language].run
+        outcome = run(self.runner, code, suite, seconds, self.config.memory_mb)
+        if outcome.strained:  # the machine may have been busy
+            outcome = run(self.runner, code, suite, seconds, self.config.memory_mb)
+        return outcome
+
+
+def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
+    """Ask for tests, run them, ask for a repair where they disagree with the solution."""
+    config, language = frame.config.check, draft.language
+    testing = TESTINGS[language]
+    words = {"instruction": draft.instruction, "language": language, "title": title(language), "form": testing.form}
+    code = code_in(draft.response, language)
+    outline = testing.outline(code)
+    if not outline:
+        return _rejected(draft, "nothing to test: no function or class")
+    prompt = render("tests", **words, outline=outline, count=config.tests + 1)
+    answer = yield from ask(frame.work_out(prompt))
+    suite = testing.suite(answer.text, code)
+    verdict = yield from _judged(language, code, suite, bench)
+    if not verdict.reason:
+        return _passed(draft, verdict, "passed")
+    if not config.repair:
+        return _rejected(draft, verdict.reason, verdict.error, suite)
+    prompt = render(
+        "repair", **words, solution=code, tests=suite.text or "(none)", error=verdict.error or verdict.reason,
+        count=config.tests,
+    )  # fmt: skip
+    answer = yield from ask(frame.work_out(prompt))
+    reason, _ = fault_of(answer)
+    if reason:
+        return _rejected(draft, f"repair: {reason}", verdict.error, suite)
+    parts = sections(answer.text, ("Solution", "Tests"))
+    solution = parts.get("Solution", draft.response)  # one that only corrects the tests
+    code = code_in(solution, language)
+    if not testing.outline(code):
+        return _rejected(draft, "repair: no solution in the answer", verdict.error, suite)
+    suite = testing.suite(parts["Tests"], code) if "Tests" in parts else suite
+    verdict = yield from _judged(language, code, suite, bench)
+    if verdict.reason:
+        return _rejected(draft, f"repair: {verdict.reason}", verdict.error, suite)
+    return _passed(replace(draft, response=solution), verdict, "repaired")
+
+
+def _judged(language: str, code: str, suite: Suite, bench: Bench) -> Steps[Verdict]:
+    wanted = bench.config.tests
+    if len(suite.tests) < wanted:
+        return Verdict(reason="too few tests", error=f"{len(suite.tests)} usable tests, {wanted} are needed")
+    (verdict,) = yield [lambda: bench.judge(language, code, suite)]
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
+def _passed(draft: Draft, verdict: Verdict, status: str) -> Draft:
+    said: dict[str, Any] = {"status": status, "mutants": verdict.mutants, "killed": verdict.killed}
+    return replace(draft, meta={**draft.meta, "tests": list(verdict.counting), "check": said})
+
+
+def _rejected(draft: Draft, reason: str, error: str = "", suite: Suite | None = None) -> Reject:
+    parts = [draft.instruction, draft.response, *([suite.text] if suite else [])]
+    return Reject(reason=f"check: {reason}", detail=error, document=draft.document, text="\n\n".join(parts))

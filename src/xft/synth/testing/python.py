@@ -1,0 +1,74 @@
+"""Python: tests are `assert` statements, or functions `test...` without parameters; mutants are of the syntax tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from xft.eval.sandbox import Outcome
+from xft.synth.mutate import mutants
+from xft.synth.rules import code_in, parsed
+from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testing
+
+
+def outline(code: str) -> str:
+    """Return a program's functions and classes without their bodies, with their docstrings; "" without any."""
+    tree = parsed(code)
+    return "\n".join(_outlined(tree.body, "")) if tree else ""
+
+
+def _outlined(body: Sequence[ast.stmt], indent: str) -> list[str]:
+    lines: list[str] = []
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            lines += [f"{indent}class {node.name}:", *(_outlined(node.body, indent + "    ") or [f"{indent}    ..."])]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [ast.Expr(ast.Constant(...))] if ast.get_docstring(node) is None else node.body[:1]
+            node.decorator_list = []
+            lines += [f"{indent}{line}" for line in ast.unparse(ast.fix_missing_locations(node)).split("\n")]
+    return lines
+
+
+def suite(text: str, code: str) -> Suite:
+    """Read the tests in an answer: each `assert`, and each function `test...` without parameters, once.
+
+    What the answer defines or imports that the solution defines is left out: teachers like to repeat it, or import it
+    from a module of their fancy.
+    """
+    tree = parsed(code_in(text, "python") or text)
+    own = parsed(code) or ast.Module([], [])
+    known = {"*", *(name for node in own.body for name in _names(node) if not isinstance(node, ast.Import))}
+    setup: list[str] = []
+    tests: dict[str, None] = {}
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.Assert):
+            tests[ast.unparse(node)] = None
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not ast.unparse(node.args):
+            if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
+                tests[f"{ast.unparse(node)}\n{node.name}()"] = None
+        elif isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.FunctionDef | ast.ClassDef) and not (
+            known & set(_names(node))
+        ):
+            setup.append(ast.unparse(node))
+    return Suite(setup="\n".join(setup), tests=tuple(tests)[:MOST_TESTS])
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """Return what a statement defines."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name for alias in names]
+    return []
+
+
+def run(runner: Runner, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
+    """Run a solution with tests below it."""
+    program = "\n\n".join([code, suite.setup, *suite.tests]) + "\n"
+    return runner.run(program, seconds=seconds, memory_mb=memory_mb)
+
+
+TESTINGS.register("python")(Testing(form="`assert` statement", outline=outline, suite=suite, mutants=mutants, run=run))

@@ -1,0 +1,62 @@
+"""What the execution check must know of a language. To add one: write a module here that registers a `Testing`, import
+it in `__init__.py`, and give `tests/synth/test_testing.py` an example; its laws are checked there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from xft.eval.sandbox import Outcome, Step
+from xft.registry import Registry
+
+MOST_TESTS = 20
+"""Tests that are looked at; further ones are left out."""
+
+
+class Runner(Protocol):
+    """What runs programs: the sandbox."""
+
+    def run(self, program: str, *, seconds: float, memory_mb: int) -> Outcome:
+        """Run a Python program to its end or its limits."""
+        ...
+
+    def execute(self, files: Mapping[str, str], steps: Sequence[Step], *, proof: str, memory_mb: int) -> Outcome:
+        """Write files and run commands; the last must print `proof` last."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """The tests of a solution."""
+
+    setup: str
+    """What the tests need: imports and values."""
+    tests: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Return the tests as they stand in a file."""
+        return "\n".join([*([self.setup] if self.setup else []), *self.tests])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Testing:
+    """A language that solutions can be checked in."""
+
+    form: str
+    """What a test is, for the prompt: such as "`assert` statement"."""
+    outline: Callable[[str], str]
+    """From a program to its functions and classes without their bodies; "" without any."""
+    suite: Callable[[str, str], Suite]
+    """From an answer and the solution to the tests in the answer, each once, without what the solution defines."""
+    mutants: Callable[[str, int, int], list[str]]
+    """From a program to so many different programs, each changed in one place, chosen by a seed."""
+    run: Callable[[Runner, str, Suite, float, int], Outcome]
+    """Runs a solution with tests below it; the rest are limits: seconds and megabytes."""
+    fault: Callable[[], str] = lambda: ""
+    """Says what is missing on this machine, with the remedy."""
+
+
+TESTINGS: Registry[Testing] = Registry("tested language", also=("off",))
