@@ -14,7 +14,10 @@ import pytest
 import xft
 
 SOURCE = Path(xft.__file__).parent
-HEAVY = {"torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub"}
+HEAVY = {
+    "torch", "transformers", "accelerate", "tokenizers", "gguf", "pyarrow", "huggingface_hub", "rensa", "tree_sitter",
+    "py3langid", "datatrove",
+}  # fmt: skip
 TRAINING = {
     "moe", "checkpoint", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
     "export", "adapters", "eval.generate", "eval.heldout",
@@ -23,6 +26,7 @@ TRAINING = {
 COMMANDS = (
     *("run", "upcycle", "prove", "tune", "merge", "export", "soup", "report"),
     *("eval", "eval score", "eval compare", "doctor"),
+    *("curate", "curate classifier"),
 )
 
 

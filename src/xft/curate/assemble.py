@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xft.curate import dedup, run
+from xft.curate import card, dedup, run
 from xft.curate.contamination import Finding, coverage, verdict
 from xft.curate.mix import choose, token_counter
 from xft.curate.read import Shard, parse_line
@@ -26,7 +26,18 @@ def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicat
     Raises:
         DataError: nothing is kept.
     """
-    tally, pool = _Tally(job, shards), _Pool(job)
+    with _Pool(job) as pool:
+        statistics = _go_through(job, shards, duplicates, pool)
+    if not pool.count:
+        raise run.nothing_kept(statistics, job.out)
+    statistics["written"] = pool.write(job.out / KEPT[job.config.kind])
+    (job.out / "README.md").write_text(card.data_card(job, statistics), encoding="utf-8")
+    return statistics
+
+
+def _go_through(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates, pool: _Pool) -> dict[str, Any]:
+    """Give the records to keep to the pool, write the rejects, return the counts."""
+    tally = _Tally(job, shards)
     index = np.arange(len(duplicates.original))
     named = dict.fromkeys(duplicates.original[duplicates.original != index].tolist(), "")
     with track("output", len(shards)) as advance, (job.out / REJECTS).open("wb") as rejects:
@@ -38,14 +49,7 @@ def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicat
                 rejects.write(run.reject_line(reject))
             start += count
             advance(1)
-    statistics = tally.statistics()
-    if not pool.count:
-        raise run.nothing_kept(statistics, job.out)
-    statistics["written"] = pool.write(job.out / KEPT[job.config.kind])
-    from xft.curate.card import data_card
-
-    (job.out / "README.md").write_text(data_card(job, statistics), encoding="utf-8")
-    return statistics
+    return tally.statistics()
 
 
 def _copy_filtered(job: CurateJob, shards: Sequence[Shard], rejects: IO[bytes]) -> None:
@@ -204,11 +208,18 @@ class _Pool:
     def __init__(self, job: CurateJob) -> None:
         self.job, self.count = job, 0
         self.path = job.work / "pool.jsonl"
-        self.file = self.path.open("wb")
         self.count_tokens = token_counter(job.config.mix)
         self.tokens: list[NDArray[np.int64]] = []
         self.batch: list[tuple[int, int, int]] = []
         self.at = 0
+
+    def __enter__(self) -> _Pool:
+        self.file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self._flush()
 
     def add(self, line: bytes, record: Any, source: int) -> None:
         """Take a record."""
@@ -225,8 +236,6 @@ class _Pool:
 
     def write(self, out: Path) -> dict[str, Any]:
         """Write the output; return records and tokens by source."""
-        self._flush()
-        self.file.close()
         table = np.concatenate(self.tokens)
         mix, sources = self.job.config.mix, self.job.config.sources
         if mix.applies:

@@ -149,7 +149,7 @@ def load_references(config: DecontaminateConfig) -> tuple[References, dict[str, 
     faults: dict[str, str] = {}
     for name in selected(config):
         try:
-            references += [_reference(name, problem) for problem in problems_of(name)]
+            references += [reference_of(name, problem) for problem in problems_of(name)]
         except (DataError, FetchError, MissingExtraError) as error:
             faults[name] = str(error)
     shipped = {name: load_fingerprints(name) for name in SHIPPED if name in faults}
@@ -209,7 +209,7 @@ def coverage(config: DecontaminateConfig) -> dict[str, str]:
     return found
 
 
-def _reference(benchmark: str, problem: Problem) -> Reference:
+def reference_of(benchmark: str, problem: Problem) -> Reference:
     """Take from a problem what is compared."""
     whole = solution_of(problem)
     tree = parse(whole)

@@ -81,7 +81,7 @@ def rensa() -> Any:
 
 def band_keys(signed: NDArray[np.uint32], bands: int) -> Keys:
     """Return a hash of each band of each signature, a row for each record."""
-    rows = signed.reshape(len(signed), bands, -1).astype(np.uint64)
+    rows = signed.reshape(len(signed), bands, signed.shape[1] // bands).astype(np.uint64)
     keys = np.full(rows.shape[:2], ODD, np.uint64)
     for place in range(rows.shape[2]):
         keys = (keys ^ rows[:, :, place]) * ODD
@@ -105,7 +105,14 @@ class Index:
     def __init__(self, folder: Path, config: DedupConfig) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self.files = [(folder / name).open("wb") for name in self._names()]
+
+    def __enter__(self) -> Index:
+        self.files = [(self.folder / name).open("wb") for name in self._names()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files:
+            file.close()
 
     def _names(self) -> list[str]:
         bands = [f"band-{band:03d}" for band in range(self.config.bands)] if self.config.near else []
@@ -122,7 +129,7 @@ class Index:
     def find(self) -> Duplicates:
         """Find all duplicates."""
         for file in self.files:
-            file.close()
+            file.flush()
         keys = np.fromfile(self.folder / "keys", np.uint64)
         original = np.arange(len(keys))
         if self.config.exact:
@@ -153,6 +160,8 @@ class Index:
         original[:] = found[original]
 
     def _join_pairs(self, roots: array[int], pairs: Indices, signed: int) -> None:
+        now = np.frombuffer(roots, np.int64)[pairs]
+        pairs = pairs[now[:, 0] != now[:, 1]]  # most candidates were joined in an earlier band
         wanted = [(a, b) for a, b in pairs.tolist() if _root(roots, a) != _root(roots, b)]
         if not wanted:
             return

@@ -201,13 +201,12 @@ def _deduplicate(job: CurateJob, shards: Sequence[Shard]) -> dedup.Duplicates:
         count = sum(read_json(_known(job.work / "filter", shard), {})["kept"] for shard in shards)
         return dedup.Duplicates(original=np.arange(count), near=np.zeros(count, bool))
     if not path.is_file():
-        with track("duplicates", len(shards)) as advance:
-            index = dedup.Index(job.work / "index", config)
+        with track("duplicates", len(shards)) as advance, dedup.Index(job.work / "index", config) as index:
             for shard in shards:
                 stem = job.work / "filter" / f"{shard.number:06d}"
+                keys = np.fromfile(f"{stem}.keys", np.uint64)
                 signed = np.fromfile(f"{stem}.signatures", np.uint32) if config.near else None
-                rows = None if signed is None else signed.reshape(-1, config.permutations)
-                index.add(np.fromfile(f"{stem}.keys", np.uint64), rows)
+                index.add(keys, None if signed is None else signed.reshape(len(keys), config.permutations))
                 advance(1)
             found = index.find()
         with path.with_suffix(".new").open("wb") as file:
