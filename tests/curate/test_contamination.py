@@ -22,7 +22,7 @@ from xft.curate.contamination import (
     verdict,
     words_of,
 )
-from xft.curate.functional import Functional, definitions, first_check
+from xft.curate.functional import Functional, asserts_of, definitions
 from xft.data.example import Example
 from xft.errors import UnknownNameError
 from xft.eval.benchmark import Problem
@@ -226,12 +226,12 @@ def test_answers_are_judged_by_the_benchmark(functional: Functional, code: str, 
     assert functional.passed(pair(OTHER, code)) == passed
 
 
-def test_first_check() -> None:
-    check = first_check(reference_of("humaneval", TOWERS))
-    assert check is not None and check.calls == (([3, 9, 4],),)
-    assert first_check(reference_of("ds1000", SQUARE)) is None
+def test_asserts() -> None:
+    checks = asserts_of(reference_of("humaneval", TOWERS))
+    assert [check.calls for check in checks] == [(([3, 9, 4],),), (([5],),), (([1, 1, 8],),)]
+    assert asserts_of(reference_of("ds1000", SQUARE)) == ()
     odd = Problem(task_id="Toy/2", stub="", entry_point="f", tests="import random\nassert f(random.random())")
-    assert first_check(reference_of("mbpp", odd)) is None
+    assert asserts_of(reference_of("mbpp", odd)) == ()
 
 
 def test_definitions_run_nothing() -> None:

@@ -1,8 +1,11 @@
 """Does an answer solve a benchmark's problem? Its functions are run on the problem's inputs, in the sandbox.
 
-A function is tried on every problem whose entry point takes as many arguments, by one call or few of each problem, all
-in one run; on the problem that has its name in any case. Where these calls agree, the benchmark itself judges the whole
-answer, the function under the entry point's name. So what counts is the benchmark's own verdict.
+A function is tried on every problem whose entry point takes as many arguments, by the first assert of each problem, all
+in one run; and on the problem that has its name in any case. Where that holds, all of the problem's asserts must. For
+MBPP+'s own problems, whose tests are no asserts, the benchmark judges the function under its entry point's name.
+
+Time is counted as computing time in the candidate's own process, so that a busy machine changes no result; the limits
+in wall-clock time are for what sleeps.
 """
 
 from __future__ import annotations
@@ -18,34 +21,80 @@ from xft.data.example import Example
 from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
 from xft.eval.benchmark import BENCHMARKS
 from xft.eval.extract import parse
-from xft.eval.functions import MEMORY_MB, REPLY_BYTES, FunctionBenchmark
+from xft.eval.functions import MEMORY_MB, FunctionBenchmark
 from xft.eval.sandbox.outcome import Call, Returned
 
 if TYPE_CHECKING:
     from xft.eval.sandbox import Sandbox
 
-CALL_S = 1.0
-"""Limit for a call that only looks for candidates."""
+FIRST_S, ALL_S = 0.2, 1.0
+"""Seconds of computing for a call of the first assert, and of all; of MBPP's own solutions, that of 123 takes 3."""
+WALL = 5
+"""Seconds of waiting for each second of computing."""
+MAX_LATE = 3
+"""So many calls of first asserts may be out of time before a function is given up."""
 MAX_FUNCTIONS = 8
 """Functions of one answer that are tried, the last ones: helpers stand before what needs them."""
-MAX_STUCK = 3
-"""So many calls of an answer may end its process before it is given up."""
-PROBE = """
-def __xft_probe__(name, *arguments):
-    try:
-        return (True, globals()[name](*arguments))
-    except Exception:
+MAX_ENDS = 2
+"""So many calls may end the process before a function is given up."""
+REPLY_BYTES = 1 << 16
+SELECT = "\0select"
+PROBE = f"""
+def __xft_probe__(*arguments, _now={{}}):
+    import signal
+
+    if arguments[0] == {SELECT!r}:
+        _now.update(function=globals()[arguments[1]], seconds=arguments[2], left=arguments[3])
+        return None
+    if not _now["left"]:
         return (False, None)
+
+    class Late(BaseException):
+        pass
+
+    def late(*_):
+        raise Late
+
+    try:
+        signal.signal(signal.SIGPROF, late)
+        signal.setitimer(signal.ITIMER_PROF, _now["seconds"])
+        answer = _now["function"](*arguments)
+    except BaseException as error:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _now["left"] -= isinstance(error, Late)
+        return (False, None)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    large = answer.bit_length() > 4096 if isinstance(answer, int) else hasattr(answer, "__len__") and len(answer) > 4096
+    return (False, None) if large else (True, answer)
 """
+"""Calls the function that was selected last, if it has not been out of time too often."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Probe:
-    """A problem's first check, to see whether a closer look is worth it."""
+    """Some of a problem's asserts, with the calls that they need."""
 
     reference: int
-    check: Check
+    checks: tuple[Check, ...]
+    calls: tuple[Call, ...]
+
+    @classmethod
+    def of(cls, reference: int, checks: Sequence[Check], seconds: float) -> _Probe:
+        """Prepare the calls."""
+        calls = tuple(_call(arguments, seconds) for check in checks for arguments in check.calls)
+        return cls(reference=reference, checks=tuple(checks), calls=calls)
+
+    def holds(self, answers: Sequence[tuple[bool, Any]]) -> bool:
+        """Tell whether the asserts hold of a function that gave these answers."""
+        if not all(fine for fine, _ in answers):
+            return False
+        values = [value for _, value in answers]
+        for check in self.checks:
+            own, values = values[: len(check.calls)], values[len(check.calls) :]
+            if not check.holds(own):
+                return False
+        return True
 
 
 class Functional:
@@ -57,10 +106,10 @@ class Functional:
         self.by_name: dict[str, list[int]] = defaultdict(list)
         seen: set[str] = set()
         for number, reference in enumerate(references):
-            check = None if reference.problem.task_id in seen else first_check(reference)
-            if check:
+            checks = () if reference.problem.task_id in seen else asserts_of(reference)
+            if checks:
                 seen.add(reference.problem.task_id)
-                self.by_arity[len(check.calls[0])].append(_Probe(reference=number, check=check))
+                self.by_arity[len(checks[0].calls[0])].append(_Probe.of(number, checks[:1], FIRST_S))
                 self.by_name[reference.problem.entry_point].append(number)
 
     def passed(self, record: Example) -> list[int]:
@@ -82,50 +131,47 @@ class Functional:
         return sorted({number for number, name in wanted if self._solves(number, name, code)})
 
     def _solves(self, number: int, name: str, code: str) -> bool:
-        """Let the benchmark judge the function under its entry point's name."""
+        """Tell whether a function passes all tests of a problem."""
         reference = self.references[number]
-        entry = reference.problem.entry_point
-        program = f"{code}\n{entry} = {name}\n" if name != entry else code
-        benchmark = BENCHMARKS[reference.benchmark]
-        judgement = benchmark.judge(reference.problem, program, self.sandbox)
-        if judgement.strained:  # the machine may have been busy
-            judgement = benchmark.judge(reference.problem, program, self.sandbox)
-        return judgement.status == "passed"
+        if isinstance(reference.problem.tests, str):
+            probe = _Probe.of(number, asserts_of(reference), ALL_S)
+            return probe.holds(self._answers(code, name, probe.calls, ALL_S, 1))
+        program = f"{code}\n{reference.problem.entry_point} = {name}\n"
+        return BENCHMARKS[reference.benchmark].judge(reference.problem, program, self.sandbox).status == "passed"
 
     def _agreeing(self, code: str, functions: Sequence[ast.FunctionDef]) -> Iterator[tuple[int, str]]:
-        """Yield the problems whose first check holds of a function."""
-        tried = [(probe, function.name) for function in functions for probe in self._fitting(function)]
-        calls = [(at, arguments) for at, (probe, _) in enumerate(tried) for arguments in probe.check.calls]
-        answers: dict[int, list[Any]] = defaultdict(list)
-        begin = stuck = 0
-        while begin < len(calls) and stuck < MAX_STUCK:
-            some = calls[begin:]
+        """Yield the problems whose first assert holds of a function."""
+        for function in functions:
+            probes = list(self._fitting(function))
+            calls = [call for probe in probes for call in probe.calls]
+            answers = self._answers(code, function.name, calls, FIRST_S, MAX_LATE)
+            for probe in probes:
+                own, answers = answers[: len(probe.calls)], answers[len(probe.calls) :]
+                if probe.holds(own):
+                    yield probe.reference, function.name
 
-            def keep(index: int, returned: Returned, some: Any = some) -> str | None:
-                answers[some[index][0]].append(returned.value)
-                return None
+    def _answers(
+        self, code: str, name: str, calls: Sequence[Call], seconds: float, late: int
+    ) -> list[tuple[bool, Any]]:
+        """Return for each call whether a function came to an answer, and the answer."""
+        answers: list[tuple[bool, Any]] = []
 
-            outcome = self.sandbox.call(
-                code + PROBE,
-                "__xft_probe__",
-                [
-                    Call(arguments=(tried[at][1], *arguments), seconds=CALL_S, reply_bytes=REPLY_BYTES)
-                    for at, arguments in some
-                ],
-                keep,
-                memory_mb=MEMORY_MB,
-            )
-            if outcome.status == "passed" or outcome.at < 0:
+        def keep(index: int, returned: Returned) -> str | None:
+            if index:
+                fine, value = returned.value
+                answers.append((fine is True, value))
+            return None
+
+        for _ in range(MAX_ENDS):
+            left = calls[len(answers) :]
+            if not left:
                 break
-            begin += outcome.at + 1
-            stuck += 1
-        for at, (probe, name) in enumerate(tried):
-            got = answers[at]
-            whole = len(got) == len(probe.check.calls) and all(
-                isinstance(each, tuple) and each[0] is True for each in got
-            )
-            if whole and probe.check.holds([each[1] for each in got]):
-                yield probe.reference, name
+            select = _call((SELECT, name, seconds, late), seconds)
+            outcome = self.sandbox.call(code + PROBE, "__xft_probe__", [select, *left], keep, memory_mb=MEMORY_MB)
+            if outcome.status == "passed" or outcome.at < 1:
+                break
+            answers.append((False, None))  # the call that ended the process
+        return answers + [(False, None)] * (len(calls) - len(answers))
 
     def _fitting(self, function: ast.FunctionDef) -> Iterator[_Probe]:
         """Yield the problems whose entry point could be called like this function."""
@@ -137,22 +183,26 @@ class Functional:
             yield from self.by_arity.get(arity, ())
 
 
-def first_check(reference: Reference) -> Check | None:
-    """Return the first assert of a problem that calls its function and can be split; None where there is none."""
+def _call(arguments: tuple[Any, ...], seconds: float) -> Call:
+    return Call(arguments=arguments, seconds=WALL * seconds, reply_bytes=REPLY_BYTES)
+
+
+def asserts_of(reference: Reference) -> tuple[Check, ...]:
+    """Return a problem's asserts that call its function, from the first that does; none where they can't be split."""
     problem = reference.problem
     if not isinstance(BENCHMARKS[reference.benchmark], FunctionBenchmark):
-        return None
+        return ()
     try:
         if not isinstance(problem.tests, str):  # the plus sets: MBPP's statement has one assert, HumanEval's has none
-            asserts = [line for line in problem.stub.splitlines() if line.startswith("assert ")]
-            checks = split_asserts("\n".join(asserts), [problem.entry_point])
+            lines = [line for line in problem.stub.splitlines() if line.startswith("assert ")]
+            checks = split_asserts("\n".join(lines), [problem.entry_point])
         elif "def check(" in problem.tests:
             checks = split_check(problem.tests, problem.entry_point)
         else:
             checks = split_asserts(problem.tests, [problem.entry_point])
     except CannotSplitError:
-        return None
-    return next((check for check in checks if check.calls), None)
+        return ()
+    return tuple(check for check in checks if check.calls)
 
 
 def definitions(tree: ast.Module) -> str:
