@@ -29,7 +29,7 @@ from xft.stage import file_digest
 pytest.importorskip("rensa")
 pytest.importorskip("tree_sitter")
 
-FILES = ("train.jsonl", "rejects.jsonl", "statistics.json", "README.md")
+FILES = ("train.jsonl", "rejects.jsonl", "contamination.jsonl", "statistics.json", "README.md")
 
 
 def write_sources(folder: Path, count: int = 300, seed: int = 0) -> Path:

@@ -15,7 +15,7 @@ from xft.curate import card, dedup, run
 from xft.curate.contamination import Finding, coverage, verdict
 from xft.curate.mix import choose, token_counter
 from xft.curate.read import Shard, parse_line
-from xft.curate.run import CONTAMINATION, EXACT, KEPT, NEAR, READ, REJECTS, CurateJob
+from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, NEAR, READ, REJECTS, CurateJob
 from xft.curate.step import build_steps
 from xft.progress import track
 
@@ -40,12 +40,16 @@ def _go_through(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Dupli
     tally = _Tally(job, shards)
     index = np.arange(len(duplicates.original))
     named = dict.fromkeys(duplicates.original[duplicates.original != index].tolist(), "")
-    with track("output", len(shards)) as advance, (job.out / REJECTS).open("wb") as rejects:
+    with (
+        track("output", len(shards)) as advance,
+        (job.out / REJECTS).open("wb") as rejects,
+        (job.out / MATCHES).open("wb") as matches,
+    ):
         _copy_filtered(job, shards, rejects)
         start = 0
         for shard in shards:
             count = run.shard_counts(job, shard)["kept"]
-            for reject in _rest_of(job, shard, start, duplicates, named, tally, pool):
+            for reject in _rest_of(job, shard, start, duplicates, named, tally, pool, matches):
                 rejects.write(run.reject_line(reject))
             start += count
             advance(1)
@@ -67,12 +71,14 @@ def _rest_of(
     named: dict[int, str],
     tally: _Tally,
     pool: _Pool,
+    matches: IO[bytes],
 ) -> Iterator[dict[str, Any]]:
     """Give a shard's records to the pool, and yield those that are duplicates or from a benchmark as rejects.
 
     `named` gets the place of each record that has duplicates, for those to name it.
     """
     findings = run.shard_findings(job, shard)
+    common = job.config.decontaminate.common if job.config.decontaminate else "keep"
     for place, line in enumerate(run.kept_lines(job, shard)):
         record = parse_line(line)
         number = start + place
@@ -87,10 +93,13 @@ def _rest_of(
         found = [Finding(**each) for each in findings.get(place, ())]
         kind = verdict(found)
         tally.findings(shard.source, found)
-        config = job.config.decontaminate
-        if kind == "leak" or (kind == "common" and config is not None and config.common == "drop"):
+        drop = kind == "leak" or (kind == "common" and common == "drop")
+        if kind:
+            match = {"source": record.source, "class": kind, "dropped": drop, "findings": list(map(asdict, found))}
+            matches.write(run.reject_line(match))
+        if kind and drop:
             tally.drop(shard.source, CONTAMINATION, kind)
-            yield run.rejected(record, CONTAMINATION, kind, findings=[asdict(each) for each in found])
+            yield run.rejected(record, CONTAMINATION, kind)
             continue
         tally.keep(shard.source, record.meta)
         pool.add(line, record, shard.source)

@@ -18,7 +18,7 @@ MOST = 12
 
 def data_card(job: CurateJob, statistics: Mapping[str, Any]) -> str:
     """Return the card as Markdown: sources, licences, counts, drops by reason, benchmarks, hashes, settings."""
-    from xft.curate.run import KEPT, REJECTS
+    from xft.curate.run import KEPT, MATCHES, REJECTS
 
     written = statistics["written"]
     name = KEPT[job.config.kind]
@@ -61,7 +61,7 @@ def data_card(job: CurateJob, statistics: Mapping[str, Any]) -> str:
         "",
         "## Files",
         "",
-        *table(("file", "sha256"), ((each, file_digest(job.out / each)) for each in (name, REJECTS))),
+        *table(("file", "sha256"), ((each, file_digest(job.out / each)) for each in (name, REJECTS, MATCHES))),
         "",
         "## Settings",
         "",
@@ -85,7 +85,7 @@ def _benchmarks(job: CurateJob, statistics: Mapping[str, Any]) -> list[str]:
     what = {"keep": "kept", "drop": "dropped"}[job.config.decontaminate.common]
     return [
         "A leak has a problem's statement, or its statement and solution, and was dropped; a common record has a "
-        f"solution under another statement, and was {what}.",
+        f"solution under another statement, and was {what}. `contamination.jsonl` lists every match.",
         "",
         *table(("benchmark", "compared by", "class", "records", "found by", "sources"), rows),
     ]

@@ -20,11 +20,12 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xft.curate.config import DecontaminateConfig
 from xft.curate.step import blocks_of
@@ -42,7 +43,9 @@ SAME_TASKS = {"humaneval+": "humaneval"}
 GRAM = 3
 MIN_SHAPES = 12
 """Solutions with fewer different shapes are left out of the comparison by form: anybody's code has them."""
-WORD = re.compile(r"[a-z]+|\d+")
+WORD = re.compile(r"[a-z]+")
+NOT_STATED = re.compile(r"^\s*(?:import |from |>>>|assert ).*$", re.M)
+"""Lines of a stub that are code, and say nothing about the task."""
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -107,29 +110,27 @@ class References:
         """Return the weighted share of a problem's words among others."""
         return sum(self.weights[word] for word in self.all[number].words & words) / self.totals[number]
 
-    def by_ngrams(self, record: Example, config: DecontaminateConfig) -> Iterator[tuple[int, str]]:
-        """Yield the problems of which a record has the least share of runs, and whether of statement or solution."""
+    def run_shares(self, record: Example) -> dict[int, tuple[float, float]]:
+        """Return for each problem the share of its statement's and of its solution's runs that a record holds."""
         runs = tengrams(f"{record.instruction}\n{record.response}")
-        hits = Counter(number for run in runs for number in self.by_run.get(run, ()))
-        for number in hits:
-            reference = self.all[number]
-            for method, own in (("ngrams", reference.statement_runs), ("ngrams-solution", reference.solution_runs)):
-                if own and len(own & runs) >= config.ngrams * len(own):
-                    yield number, method
+        touched = sorted({number for run in runs for number in self.by_run.get(run, ())})
+        return {
+            number: (
+                _share(runs, self.all[number].statement_runs),
+                _share(runs, self.all[number].solution_runs),
+            )
+            for number in touched
+        }
 
-    def by_form(self, units: Iterable[frozenset[tuple[str, ...]]], config: DecontaminateConfig) -> set[int]:
-        """Return the problems whose solution has the form of one of these functions (Jaccard overlap of shapes)."""
-        found: set[int] = set()
+    def form_overlaps(self, units: Iterable[frozenset[tuple[str, ...]]]) -> NDArray[np.float64]:
+        """Return for each problem how much its solution has the form of one of these functions: Jaccard, of shapes."""
+        best = np.zeros(len(self.all))
         for shapes in units:
-            if len(shapes) < MIN_SHAPES or not self.by_shape:
-                continue
             known = [self.by_shape[shape] for shape in shapes if shape in self.by_shape]
-            if not known:
-                continue
-            shared = np.bincount(np.concatenate(known), minlength=len(self.all))
-            overlap = shared / (self.sizes + len(shapes) - shared)
-            found |= set(np.flatnonzero(overlap >= config.ast).tolist())
-        return found
+            if len(shapes) >= MIN_SHAPES and known:
+                shared = np.bincount(np.concatenate(known), minlength=len(self.all))
+                best = np.maximum(best, shared / (self.sizes + len(shapes) - shared))
+        return best
 
     def of_shipped(self, record: Example) -> list[str]:
         """Return the benchmarks with which a record shares a shipped run."""
@@ -137,6 +138,10 @@ class References:
             return []
         runs = tengrams(f"{record.instruction}\n{record.response}")
         return [name for name, known in self.shipped.items() if not runs.isdisjoint(known)]
+
+
+def _share(runs: set[int], own: frozenset[int]) -> float:
+    return len(own & runs) / len(own) if own else 0.0
 
 
 def load_references(config: DecontaminateConfig) -> tuple[References, dict[str, str]]:
@@ -217,7 +222,7 @@ def reference_of(benchmark: str, problem: Problem) -> Reference:
     return Reference(
         benchmark=benchmark,
         problem=problem,
-        words=words_of(problem.stub),
+        words=words_of(NOT_STATED.sub("", problem.stub)),
         statement_runs=frozenset(tengrams(problem.stub)),
         solution_runs=frozenset(tengrams(problem.canonical)),
         shapes=max(own, key=len, default=frozenset()),
@@ -303,10 +308,13 @@ def classify(
 ) -> list[Finding]:
     """Return the problems that a record matches; `passed` are those whose tests its answer passes."""
     found: dict[int, set[str]] = {}
-    for number, method in references.by_ngrams(record, config):
-        found.setdefault(number, set()).add(method)
+    for number, shares in references.run_shares(record).items():
+        for method, share in zip(("ngrams", "ngrams-solution"), shares, strict=True):
+            if share >= config.ngrams:
+                found.setdefault(number, set()).add(method)
     tree = parse(python_of(record))
-    for number in references.by_form(units_of(tree) if tree else [], config):
+    overlaps = references.form_overlaps(units_of(tree) if tree else [])
+    for number in np.flatnonzero(overlaps >= config.ast).tolist():
         found.setdefault(number, set()).add("ast")
     for number in passed:
         found.setdefault(number, set()).add("functional")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from xft.curate.functional import Functional
 
 KEPT = {"pairs": "train.jsonl", "text": "documents.jsonl"}
-REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"
+REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statistics.json"
 BATCH = 1000
 """Records whose signatures are made together."""
 READ, EXACT, NEAR, CONTAMINATION = "read", "exact-duplicate", "near-duplicate", "contamination"
