@@ -120,7 +120,7 @@ def read_shard(shard: Shard, source: CurateSource, kind: str) -> Iterator[Exampl
                 yield Rejected(where=where, reason=_short(str(record)), record=record.text)
                 continue
             try:
-                yield _example(record, where, source, kind)
+                yield read_record(record, where, source, kind)
             except BadRecordError as error:
                 yield Rejected(where=where, reason=_short(str(error)), record=ascii(record)[:SHOWN])
     except (DataError, OSError, EOFError, zlib.error) as error:
@@ -181,7 +181,7 @@ def bounded_lines(handle: IO[bytes], left: int | None) -> Iterator[bytes | None]
             left -= read
 
 
-def _example(record: Any, where: str, source: CurateSource, kind: str) -> Example:
+def read_record(record: Any, where: str, source: CurateSource, kind: str) -> Example:
     """Read one record; what the source says of all its records fills what a record leaves out."""
     if kind == "text":
         example = _document(record, where)
