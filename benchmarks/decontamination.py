@@ -334,7 +334,7 @@ def main() -> None:
     references, faults = load_references(config)
     print(f"{len(references.all)} problems; not at hand: {', '.join(faults) or 'none'}")
     with Sandbox(libraries=LIBRARIES) as sandbox:
-        functional = Functional(references.all, sandbox)
+        functional = Functional(references, sandbox)
         planted = list(plants(references, options.every))
         seen, broken = [], 0
         order = {number: place for place, number in enumerate(dict.fromkeys(number for number, _, _ in planted))}

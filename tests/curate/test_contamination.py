@@ -103,7 +103,7 @@ def references() -> References:
 @pytest.fixture(scope="module")
 def functional(references: References) -> Iterator[Functional]:
     with Sandbox(libraries=("numpy",)) as sandbox:
-        yield Functional(references.all, sandbox)
+        yield Functional(references, sandbox)
 
 
 def pair(instruction: str, code: str) -> Example:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xft.curate.contamination import Reference, python_of
+from xft.curate.contamination import Reference, References, python_of, words_of
 from xft.data.example import Example
 from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
 from xft.eval.benchmark import BENCHMARKS
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 FIRST_S, ALL_S = 0.2, 1.0
 """Seconds of computing for a call of the first assert, and of all; of MBPP's own solutions, that of 123 takes 3."""
+CALLS = 10
+"""All calls of a function together have so many times the time of one."""
 WALL = 5
 """Seconds of waiting for each second of computing."""
-MAX_LATE = 3
-"""So many calls of first asserts may be out of time before a function is given up."""
 MAX_FUNCTIONS = 8
 """Functions of one answer that are tried, the last ones: helpers stand before what needs them."""
 MAX_ENDS = 2
@@ -41,12 +41,12 @@ REPLY_BYTES = 1 << 16
 SELECT = "\0select"
 PROBE = f"""
 def __xft_probe__(*arguments, _now={{}}):
-    import signal
+    import signal, time
 
     if arguments[0] == {SELECT!r}:
-        _now.update(function=globals()[arguments[1]], seconds=arguments[2], left=arguments[3])
+        _now.update(function=globals()[arguments[1]], seconds=arguments[2], left={CALLS} * arguments[2])
         return None
-    if not _now["left"]:
+    if _now["left"] <= 0:
         return (False, None)
 
     class Late(BaseException):
@@ -55,19 +55,20 @@ def __xft_probe__(*arguments, _now={{}}):
     def late(*_):
         raise Late
 
+    began = time.process_time()
     try:
         signal.signal(signal.SIGPROF, late)
         signal.setitimer(signal.ITIMER_PROF, _now["seconds"])
         answer = _now["function"](*arguments)
-    except BaseException as error:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _now["left"] -= isinstance(error, Late)
+    except BaseException:
         return (False, None)
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _now["left"] -= time.process_time() - began
     large = answer.bit_length() > 4096 if isinstance(answer, int) else hasattr(answer, "__len__") and len(answer) > 4096
     return (False, None) if large else (True, answer)
 """
-"""Calls the function that was selected last, if it has not been out of time too often."""
+"""Calls the function that was selected last, as long as its time lasts."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -100,12 +101,12 @@ class _Probe:
 class Functional:
     """The problems that have calls to try."""
 
-    def __init__(self, references: Sequence[Reference], sandbox: Sandbox) -> None:
+    def __init__(self, references: References, sandbox: Sandbox) -> None:
         self.references, self.sandbox = references, sandbox
         self.by_arity: dict[int, list[_Probe]] = defaultdict(list)
         self.by_name: dict[str, list[int]] = defaultdict(list)
         seen: set[str] = set()
-        for number, reference in enumerate(references):
+        for number, reference in enumerate(references.all):
             checks = () if reference.problem.task_id in seen else asserts_of(reference)
             if checks:
                 seen.add(reference.problem.task_id)
@@ -127,32 +128,34 @@ class Functional:
         wanted: dict[tuple[int, str], None] = {}
         for function in functions:
             wanted |= {(number, function.name): None for number in self.by_name.get(function.name, ())}
-        wanted |= dict.fromkeys(self._agreeing(code, functions))
+        wanted |= dict.fromkeys(self._agreeing(code, functions, words_of(record.instruction)))
         return sorted({number for number, name in wanted if self._solves(number, name, code)})
 
     def _solves(self, number: int, name: str, code: str) -> bool:
         """Tell whether a function passes all tests of a problem."""
-        reference = self.references[number]
+        reference = self.references.all[number]
         if isinstance(reference.problem.tests, str):
             probe = _Probe.of(number, asserts_of(reference), ALL_S)
-            return probe.holds(self._answers(code, name, probe.calls, ALL_S, 1))
+            return probe.holds(self._answers(code, name, probe.calls, ALL_S))
         program = f"{code}\n{reference.problem.entry_point} = {name}\n"
         return BENCHMARKS[reference.benchmark].judge(reference.problem, program, self.sandbox).status == "passed"
 
-    def _agreeing(self, code: str, functions: Sequence[ast.FunctionDef]) -> Iterator[tuple[int, str]]:
-        """Yield the problems whose first assert holds of a function."""
+    def _agreeing(
+        self, code: str, functions: Sequence[ast.FunctionDef], words: frozenset[str]
+    ) -> Iterator[tuple[int, str]]:
+        """Yield the problems whose first assert holds of a function; those with the instruction's words come first."""
         for function in functions:
-            probes = list(self._fitting(function))
+            probes = sorted(
+                self._fitting(function), key=lambda probe: -self.references.statement_score(probe.reference, words)
+            )
             calls = [call for probe in probes for call in probe.calls]
-            answers = self._answers(code, function.name, calls, FIRST_S, MAX_LATE)
+            answers = self._answers(code, function.name, calls, FIRST_S)
             for probe in probes:
                 own, answers = answers[: len(probe.calls)], answers[len(probe.calls) :]
                 if probe.holds(own):
                     yield probe.reference, function.name
 
-    def _answers(
-        self, code: str, name: str, calls: Sequence[Call], seconds: float, late: int
-    ) -> list[tuple[bool, Any]]:
+    def _answers(self, code: str, name: str, calls: Sequence[Call], seconds: float) -> list[tuple[bool, Any]]:
         """Return for each call whether a function came to an answer, and the answer."""
         answers: list[tuple[bool, Any]] = []
 
@@ -166,7 +169,7 @@ class Functional:
             left = calls[len(answers) :]
             if not left:
                 break
-            select = _call((SELECT, name, seconds, late), seconds)
+            select = _call((SELECT, name, seconds), seconds)
             outcome = self.sandbox.call(code + PROBE, "__xft_probe__", [select, *left], keep, memory_mb=MEMORY_MB)
             if outcome.status == "passed" or outcome.at < 1:
                 break

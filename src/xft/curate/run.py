@@ -268,7 +268,7 @@ def _compared(config: DecontaminateConfig, allow_unsafe: bool) -> tuple[Referenc
     references, _ = load_references(config)
     if not (config.functional and references.all):
         return references, None
-    return references, Functional(references.all, Sandbox(libraries=LIBRARIES, allow_unsafe=allow_unsafe))
+    return references, Functional(references, Sandbox(libraries=LIBRARIES, allow_unsafe=allow_unsafe))
 
 
 def shard_findings(job: CurateJob, shard: Shard) -> dict[int, list[dict[str, Any]]]:
