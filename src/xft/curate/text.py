@@ -182,7 +182,7 @@ class LanguageOptions(Section):
     """ISO 639-1 codes."""
     min_probability: Share = 0.65
     """Least probability of the language found."""
-    characters: Annotated[int, Field(ge=1)] = 2000
+    characters: Annotated[int, Field(ge=1)] = 500
     """Look at so many of the first characters."""
 
 
