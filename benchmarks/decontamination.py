@@ -30,6 +30,7 @@ from xft.curate.contamination import (
     classify,
     load_references,
     python_of,
+    runs_of,
     solution_of,
     units_of,
     verdict,
@@ -231,7 +232,7 @@ def observe(
 ) -> Plant:
     """Collect what speaks for a plant."""
     tree = parse(python_of(record))
-    ngrams, solution = references.run_shares(record).get(number, (0.0, 0.0))
+    ngrams, solution = references.run_shares(runs_of(record)).get(number, (0.0, 0.0))
     return Plant(
         kind=kind,
         half=half,

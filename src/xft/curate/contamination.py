@@ -110,9 +110,8 @@ class References:
         """Return the weighted share of a problem's words among others."""
         return sum(self.weights[word] for word in self.all[number].words & words) / self.totals[number]
 
-    def run_shares(self, record: Example) -> dict[int, tuple[float, float]]:
-        """Return for each problem the share of its statement's and of its solution's runs that a record holds."""
-        runs = tengrams(f"{record.instruction}\n{record.response}")
+    def run_shares(self, runs: set[int]) -> dict[int, tuple[float, float]]:
+        """Return for each problem the shares of its statement's and of its solution's runs that are among some runs."""
         touched = sorted({number for run in runs for number in self.by_run.get(run, ())})
         return {
             number: (
@@ -131,13 +130,6 @@ class References:
                 shared = np.bincount(np.concatenate(known), minlength=len(self.all))
                 best = np.maximum(best, shared / (self.sizes + len(shapes) - shared))
         return best
-
-    def of_shipped(self, record: Example) -> list[str]:
-        """Return the benchmarks with which a record shares a shipped run."""
-        if not self.shipped:
-            return []
-        runs = tengrams(f"{record.instruction}\n{record.response}")
-        return [name for name, known in self.shipped.items() if not runs.isdisjoint(known)]
 
 
 def _share(runs: set[int], own: frozenset[int]) -> float:
@@ -307,8 +299,16 @@ def classify(
     record: Example, references: References, config: DecontaminateConfig, passed: Iterable[int] = ()
 ) -> list[Finding]:
     """Return the problems that a record matches; `passed` are those whose tests its answer passes."""
+    runs = runs_of(record)
+    shipped = [
+        Finding(benchmark=name, task="", kind="leak", methods=("ngrams",), statement=0.0)
+        for name, known in references.shipped.items()
+        if not runs.isdisjoint(known)
+    ]
+    if not references.all:
+        return shipped
     found: dict[int, set[str]] = {}
-    for number, shares in references.run_shares(record).items():
+    for number, shares in references.run_shares(runs).items():
         for method, share in zip(("ngrams", "ngrams-solution"), shares, strict=True):
             if share >= config.ngrams:
                 found.setdefault(number, set()).add(method)
@@ -323,11 +323,12 @@ def classify(
         _finding(references, number, methods, references.statement_score(number, words), config)
         for number, methods in sorted(found.items())
     ]
-    shipped = [
-        Finding(benchmark=name, task="", kind="leak", methods=("ngrams",), statement=0.0)
-        for name in references.of_shipped(record)
-    ]
     return [*findings, *shipped]
+
+
+def runs_of(record: Example) -> set[int]:
+    """Return the hashes of a record's runs of ten words."""
+    return tengrams(f"{record.instruction}\n{record.response}")
 
 
 def _finding(
