@@ -19,6 +19,9 @@ from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, NEAR, READ, REJE
 from xft.curate.step import build_steps
 from xft.progress import track
 
+MOST_STATED = 200
+"""Different licences, and languages, of a source that are counted one by one."""
+
 
 def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates) -> dict[str, Any]:
     """Write records, rejects and the data card; return the statistics.
@@ -132,8 +135,8 @@ class _Tally:
     def keep(self, source: int, meta: dict[str, Any]) -> None:
         """Count a record that stays."""
         self.kept[source] += 1
-        self.licenses.setdefault(source, Counter())[_stated(meta, "license")] += 1
-        self.languages.setdefault(source, Counter())[_stated(meta, "language")] += 1
+        _count(self.licenses.setdefault(source, Counter()), meta.get("license"))
+        _count(self.languages.setdefault(source, Counter()), meta.get("language"))
 
     def findings(self, source: int, found: Sequence[Finding]) -> None:
         """Count the benchmarks that a record matches: once each, and once for each method."""
@@ -207,8 +210,10 @@ class _Tally:
         return found
 
 
-def _stated(meta: dict[str, Any], key: str) -> str:
-    return str(meta.get(key) or "not stated")[:60]
+def _count(counter: Counter[str], value: Any) -> None:
+    """Count what a record states; records may state anything, so only so many different things are told apart."""
+    stated = " ".join(str(value or "not stated").split())[:60]
+    counter[stated if stated in counter or len(counter) < MOST_STATED else "others"] += 1
 
 
 class _Pool:

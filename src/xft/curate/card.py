@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MOST = 12
 """Reasons, licences or languages that a cell names."""
+ESCAPES = str.maketrans({mark: f"&#{ord(mark)};" for mark in "<>&|"} | {mark: f"\\{mark}" for mark in "\\`*_[]#!~"})
+"""What Markdown or HTML would read as more than text."""
 
 
 def data_card(job: CurateJob, statistics: Mapping[str, Any]) -> str:
@@ -109,7 +111,4 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 def cell(text: Any) -> str:
     """Return text that stays in its cell, and is nothing but text there, whoever wrote it."""
-    plain = " ".join(str(text).split()) or "-"
-    for mark in "\\`*_[]<>|&#!~":
-        plain = plain.replace(mark, "&#92;" if mark == "\\" else f"&#{ord(mark)};" if mark in "<>&|#" else f"\\{mark}")
-    return plain
+    return (" ".join(str(text).split()) or "-").translate(ESCAPES)
