@@ -24,7 +24,7 @@ from xft.curate.run import CurateJob, curate
 from xft.data.sources import read_source
 from xft.errors import DataError, RunError
 from xft.recipe import DataSource
-from xft.stage import file_digest
+from xft.stage import file_digest, folder_digest
 
 pytest.importorskip("rensa")
 pytest.importorskip("tree_sitter")
@@ -230,6 +230,27 @@ def test_known_shards_are_not_filtered_again(
     monkeypatch.setattr(read, "SHARD_BYTES", 20_000)
     monkeypatch.setattr(run, "filter_shard", lambda *_: pytest.fail("filtered again"))
     assert curate(job)["kept"] == 210
+
+
+@pytest.mark.slow
+def test_command_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_sources(tmp_path / "in", 20_000)
+    command = [sys.executable, "-m", "xft", "curate", "--data", str(folder), "--workers", "2"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    kills, seconds = 0, 1.0
+    while not out.exists():
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            seconds *= 1.2
+    print(f"killed {kills} times")
+    assert kills > 2
+    assert folder_digest(out) == folder_digest(whole)
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
