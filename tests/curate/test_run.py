@@ -87,8 +87,18 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XFT_DATA", raising=False)
 
 
-def test_every_record_is_accounted_for(tmp_path: Path, small_shards: None) -> None:
-    out = made(write_sources(tmp_path / "in"), tmp_path / "out")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The made-up sources, and what becomes of them in one go; tests must not write to either."""
+    folder = write_sources(tmp_path_factory.mktemp("whole") / "in")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "SHARD_BYTES", 20_000)
+        patch.delenv("XFT_DATA", raising=False)
+        return folder, made(folder, folder.parent / "out")
+
+
+def test_every_record_is_accounted_for(whole: tuple[Path, Path]) -> None:
+    _, out = whole
     kept = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     statistics = json.loads((out / "statistics.json").read_text())
@@ -108,28 +118,25 @@ def test_every_record_is_accounted_for(tmp_path: Path, small_shards: None) -> No
     assert "210 records" in card and file_digest(out / "train.jsonl") in card and "made up" in card
 
 
-def test_output_can_be_tuned_on_and_curated_again(tmp_path: Path) -> None:
-    out = made(write_sources(tmp_path / "in"), tmp_path / "out")
+def test_output_can_be_tuned_on_and_curated_again(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    _, out = whole
     pairs = list(read_source(DataSource(path=str(out / "train.jsonl"))))
     assert len(pairs) == 210
     again = made(out / "train.jsonl", tmp_path / "again")
     assert (again / "train.jsonl").read_bytes() == (out / "train.jsonl").read_bytes()
 
 
-def test_workers_do_not_matter(tmp_path: Path, small_shards: None) -> None:
-    folder = write_sources(tmp_path / "in")
-    one = made(folder, tmp_path / "one", 1)
+def test_workers_do_not_matter(tmp_path: Path, small_shards: None, whole: tuple[Path, Path]) -> None:
+    folder, one = whole
     two = made(folder, tmp_path / "two", 2)
     for name in FILES:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
-def test_shards_change_nothing_but_the_order_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_sources(tmp_path / "in")
-    whole = made(folder, tmp_path / "whole")
-    monkeypatch.setattr(read, "SHARD_BYTES", 1)
-    tiny = made(folder, tmp_path / "tiny")
-    assert (whole / "train.jsonl").read_bytes() == (tiny / "train.jsonl").read_bytes()
+def test_shards_change_nothing_but_the_order_of_work(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    folder, out = whole  # shards of 20,000 bytes there, one a file here
+    large = made(folder, tmp_path / "large")
+    assert (out / "train.jsonl").read_bytes() == (large / "train.jsonl").read_bytes()
 
 
 def test_mix_and_budget(tmp_path: Path) -> None:
@@ -195,10 +202,9 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_anywhere_it_goes_on_to_the_same_output(
-    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Path], place: str
 ) -> None:
-    folder = write_sources(tmp_path / "in")
-    whole = made(folder, tmp_path / "whole")
+    folder, expected = whole
     out = tmp_path / "killed"
     out.mkdir()
     job = CurateJob(config=config_of(folder), out=out, seed=1, workers=1)
@@ -212,7 +218,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_output(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     curate(job)
     for name in FILES:
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (out / name).read_bytes() == (expected / name).read_bytes(), name
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
 
 
@@ -236,8 +242,8 @@ def test_known_shards_are_not_filtered_again(
 def test_command_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = write_sources(tmp_path / "in", 20_000)
     command = [sys.executable, "-m", "xft", "curate", "--data", str(folder), "--workers", "2"]
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    expected, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(expected)], check=True, capture_output=True)
     kills, seconds = 0, 1.0
     while not out.exists():
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -250,7 +256,7 @@ def test_command_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> 
             seconds *= 1.2
     print(f"killed {kills} times")
     assert kills > 2
-    assert folder_digest(out) == folder_digest(whole)
+    assert folder_digest(out) == folder_digest(expected)
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from xft.curate.config import DedupConfig
 from xft.data.example import Example
 from xft.errors import MissingExtraError
 
-INDEX_BYTES = 80
-"""Bytes of memory for each record at most: a band's keys, their order and both sorted, roots, links, what was found."""
+INDEX_BYTES = 64
+"""Bytes of memory for each record at most: a band's keys, their order and both sorted, roots, what was found."""
 SEED = 42
 WORD = re.compile(r"\w+")
 VERIFIED = 1 << 13
@@ -130,24 +130,26 @@ class Index:
         """Find all duplicates."""
         for file in self.files:
             file.flush()
-        keys = np.fromfile(self.folder / "keys", np.uint64)
-        original = np.arange(len(keys))
-        if self.config.exact:
-            order, first = _groups(keys)
-            original[order] = order[first]
-        exact = original != np.arange(len(keys))
+        original = self._equal()
+        exact = original != np.arange(len(original))
         if self.config.near:
             self._join(original, exact)
-        return Duplicates(original=original, near=(original != np.arange(len(keys))) & ~exact)
+        return Duplicates(original=original, near=(original != np.arange(len(original))) & ~exact)
+
+    def _equal(self) -> Indices:
+        """Return for each record the first one with its key."""
+        order, first = _groups(self.folder / "keys")
+        original = np.arange(len(order))
+        if self.config.exact:
+            original[order] = order[first]
+        return original
 
     def _join(self, original: Indices, exact: NDArray[np.bool_]) -> None:
         """Join near-duplicates to the first of their cluster; exact ones follow the record they equal."""
         roots = array("q", range(len(original)))
         with (self.folder / "signatures").open("rb") as signed:
             for band in range(self.config.bands):
-                keys = np.fromfile(self.folder / f"band-{band:03d}", np.uint64)
-                order, first = _groups(keys)
-                del keys
+                order, first = _groups(self.folder / f"band-{band:03d}")
                 later = np.flatnonzero(first != np.arange(len(order)))
                 for start in range(0, len(later), VERIFIED):
                     some = later[start : start + VERIFIED]
@@ -177,13 +179,17 @@ class Index:
                 roots[other] = one
 
 
-def _groups(keys: Keys) -> tuple[Indices, Indices]:
-    """Return the records sorted by key, and for each place there the place at which its group begins."""
+def _groups(path: Path) -> tuple[Indices, Indices]:
+    """Return the records sorted by their key in a file, and for each place the place at which its group begins."""
+    keys = np.fromfile(path, np.uint64)
     order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    begins = np.ones(len(keys), bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    first = np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
+    keys = keys[order]
+    again = np.zeros(len(keys), bool)
+    again[1:] = keys[1:] == keys[:-1]
+    del keys
+    first = np.arange(len(order))
+    first[again] = 0
+    np.maximum.accumulate(first, out=first)
     return order, first
 
 
