@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,data,datatrove,dev]'
 	touch $(READY)
 
 demo: $(READY)          ## the main job on the embedded model: about a quarter of an hour on 2 cores

@@ -303,7 +303,7 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(Recipe.model_fields)}")
     changed = deepcopy(tree)
     for override in overrides or []:
-        _apply(changed, override)
+        apply_override(changed, override)
     fault = _fault(changed)
     own = fault is not None and fault == _fault(tree)
     return parse_recipe(changed, where=str(path) if own else f"command line, for {path.name}")
@@ -358,7 +358,7 @@ def _section_at(schema: type[Section], loc: tuple[int | str, ...]) -> type[Secti
     return schema
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one `key.sub=value`; a section given as a string or list is replaced whole."""
     key, equals, text = override.partition("=")
     if not equals or not key:

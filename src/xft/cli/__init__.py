@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from xft import __version__
-from xft.cli import making, scoring, synthesis
+from xft.cli import curating, making, scoring, synthesis
 from xft.errors import XftError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 making.register(app)
+curating.register(app)
 scoring.register(app)
 synthesis.register(app)
 
@@ -32,7 +33,7 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(scoring.join_subcommand(sys.argv[1:]), standalone_mode=False)
+        code = app(_join_subcommand(sys.argv[1:]), standalone_mode=False)
     except USAGE_ERROR as mistake:
         if message := " ".join(mistake.format_message().split()).rstrip("."):  # empty where the help was printed
             print(f"error: {message}; see --help", file=sys.stderr)
@@ -45,6 +46,14 @@ def main() -> NoReturn:
     if code == 130:  # newer versions of typer return it for an interruption
         print("interrupted; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _join_subcommand(arguments: list[str]) -> list[str]:
+    """Read `eval score` and the like as one name each, so that `eval MODEL` stays a command of its own."""
+    second = {"eval": scoring.SUBCOMMANDS, "curate": curating.SUBCOMMANDS}.get("".join(arguments[:1]), ())
+    if "".join(arguments[1:2]) in second:
+        return [" ".join(arguments[:2]), *arguments[2:]]
+    return arguments
 
 
 def _interrupt(*_: Any) -> NoReturn:

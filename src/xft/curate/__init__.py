@@ -1,0 +1,1 @@
+"""Clean, deduplicate, decontaminate and mix data, with a reason for every record that is left out."""

@@ -1,0 +1,277 @@
+"""Put the output together from what is known of each shard: records, rejects, statistics, data card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xft.curate import card, dedup, run
+from xft.curate.contamination import Finding, coverage, verdict
+from xft.curate.mix import choose, token_counter
+from xft.curate.read import Shard, parse_line
+from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, NEAR, READ, REJECTS, CurateJob
+from xft.curate.step import build_steps
+from xft.progress import track
+
+MOST_STATED = 200
+"""Different licences, and languages, of a source that are counted one by one."""
+
+
+def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates) -> dict[str, Any]:
+    """Write records, rejects and the data card; return the statistics.
+
+    Raises:
+        DataError: nothing is kept.
+    """
+    with _Pool(job) as pool:
+        statistics = _go_through(job, shards, duplicates, pool)
+    if not pool.count:
+        raise run.nothing_kept(statistics, job.out)
+    statistics["written"] = pool.write(job.out / KEPT[job.config.kind])
+    (job.out / "README.md").write_text(card.data_card(job, statistics), encoding="utf-8")
+    return statistics
+
+
+def _go_through(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates, pool: _Pool) -> dict[str, Any]:
+    """Give the records to keep to the pool, write the rejects, return the counts."""
+    tally = _Tally(job, shards)
+    index = np.arange(len(duplicates.original))
+    named = dict.fromkeys(duplicates.original[duplicates.original != index].tolist(), "")
+    with (
+        track("output", len(shards)) as advance,
+        (job.out / REJECTS).open("wb") as rejects,
+        (job.out / MATCHES).open("wb") as matches,
+    ):
+        _copy_filtered(job, shards, rejects)
+        start = 0
+        for shard in shards:
+            count = run.shard_counts(job, shard)["kept"]
+            for reject in _rest_of(job, shard, start, duplicates, named, tally, pool, matches):
+                rejects.write(run.reject_line(reject))
+            start += count
+            advance(1)
+    return tally.statistics()
+
+
+def _copy_filtered(job: CurateJob, shards: Sequence[Shard], rejects: IO[bytes]) -> None:
+    for shard in shards:
+        with open(job.work / "filter" / f"{shard.number:06d}.rejects.jsonl", "rb") as lines:
+            while piece := lines.read(1 << 20):
+                rejects.write(piece)
+
+
+def _rest_of(
+    job: CurateJob,
+    shard: Shard,
+    start: int,
+    duplicates: dedup.Duplicates,
+    named: dict[int, str],
+    tally: _Tally,
+    pool: _Pool,
+    matches: IO[bytes],
+) -> Iterator[dict[str, Any]]:
+    """Give a shard's records to the pool, and yield those that are duplicates or from a benchmark as rejects.
+
+    `named` gets the place of each record that has duplicates, for those to name it.
+    """
+    findings = run.shard_findings(job, shard)
+    common = job.config.decontaminate.common if job.config.decontaminate else "keep"
+    for place, line in enumerate(run.kept_lines(job, shard)):
+        record = parse_line(line)
+        number = start + place
+        original = int(duplicates.original[number])
+        if original != number:
+            step = NEAR if duplicates.near[number] else EXACT
+            tally.drop(shard.source, step, step)
+            yield run.rejected(record, step, step, of=named[original])
+            continue
+        if number in named:
+            named[number] = record.source
+        found = [Finding(**each) for each in findings.get(place, ())]
+        kind = verdict(found)
+        tally.findings(shard.source, found)
+        drop = kind == "leak" or (kind == "common" and common == "drop")
+        if kind:
+            match = {"source": record.source, "class": kind, "dropped": drop, "findings": list(map(asdict, found))}
+            matches.write(run.reject_line(match))
+        if kind and drop:
+            tally.drop(shard.source, CONTAMINATION, kind)
+            yield run.rejected(record, CONTAMINATION, kind)
+            continue
+        tally.keep(shard.source, record.meta)
+        pool.add(line, record, shard.source)
+
+
+class _Tally:
+    """Counts, by step, source and benchmark."""
+
+    def __init__(self, job: CurateJob, shards: Sequence[Shard]) -> None:
+        self.config = job.config
+        self.read: Counter[int] = Counter()
+        self.kept: Counter[int] = Counter()
+        self.dropped: Counter[tuple[int, str, str]] = Counter()
+        self.licenses: dict[int, Counter[str]] = {}
+        self.languages: dict[int, Counter[str]] = {}
+        self.matches: Counter[tuple[str, str, str, int]] = Counter()
+        self.unreadable: list[str] = []
+        for shard in shards:
+            counts = run.shard_counts(job, shard)
+            self.read[shard.source] += counts["read"]
+            for step, reason, count in counts["dropped"]:
+                self.dropped[shard.source, step, reason] += count
+                if reason == "unreadable file":
+                    self.unreadable.append(shard.path)
+
+    def drop(self, source: int, step: str, reason: str) -> None:
+        """Count a record that is left out."""
+        self.dropped[source, step, reason] += 1
+
+    def keep(self, source: int, meta: dict[str, Any]) -> None:
+        """Count a record that stays."""
+        self.kept[source] += 1
+        _count(self.licenses.setdefault(source, Counter()), meta.get("license"))
+        _count(self.languages.setdefault(source, Counter()), meta.get("language"))
+
+    def findings(self, source: int, found: Sequence[Finding]) -> None:
+        """Count the benchmarks that a record matches: once each, and once for each method."""
+        whole = {(each.benchmark, each.kind) for each in found}
+        for benchmark, kind in whole:
+            if not (kind == "common" and (benchmark, "leak") in whole):
+                self.matches[benchmark, kind, "any", source] += 1
+        for benchmark, kind, method in {(each.benchmark, each.kind, way) for each in found for way in each.methods}:
+            self.matches[benchmark, kind, method, source] += 1
+
+    def statistics(self) -> dict[str, Any]:
+        """Return all counts."""
+        names = [
+            READ,
+            *(step.name for step in build_steps(self.config.steps, self.config.kind)),
+            EXACT,
+            NEAR,
+            CONTAMINATION,
+        ]
+        left, steps = sum(self.read.values()), []
+        for name in dict.fromkeys(names):
+            reasons: Counter[str] = Counter()
+            for (_, step, reason), count in self.dropped.items():
+                if step == name:
+                    reasons[reason] += count
+            steps.append(
+                {"step": name, "in": left, "dropped": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))}
+            )
+            left -= sum(reasons.values())
+        return {
+            "read": sum(self.read.values()),
+            "kept": sum(self.kept.values()),
+            "unreadable_files": self.unreadable,
+            "steps": steps,
+            "sources": {source.label: self._source(number) for number, source in enumerate(self.config.sources)},
+            "contamination": self._contamination(),
+        }
+
+    def _source(self, number: int) -> dict[str, Any]:
+        dropped: Counter[str] = Counter()
+        for (source, step, _), count in self.dropped.items():
+            if source == number:
+                dropped[step] += count
+        return {
+            "read": self.read[number],
+            "kept": self.kept[number],
+            "dropped": dict(sorted(dropped.items())),
+            "licenses": dict(sorted(self.licenses.get(number, {}).items())),
+            "languages": dict(sorted(self.languages.get(number, {}).items())),
+        }
+
+    def _contamination(self) -> dict[str, Any]:
+        """Return records by benchmark, class and method, and by source."""
+        if self.config.decontaminate is None:
+            return {}
+        found: dict[str, Any] = {
+            name: {
+                "compared": by,
+                **{kind: {"records": 0, "methods": {}, "sources": {}} for kind in ("leak", "common")},
+            }
+            for name, by in coverage(self.config.decontaminate).items()
+        }
+        for (benchmark, kind, method, source), count in sorted(self.matches.items()):
+            entry = found[benchmark][kind]
+            if method == "any":
+                entry["records"] += count
+                label = self.config.sources[source].label
+                entry["sources"][label] = entry["sources"].get(label, 0) + count
+            else:
+                entry["methods"][method] = entry["methods"].get(method, 0) + count
+        return found
+
+
+def _count(counter: Counter[str], value: Any) -> None:
+    """Count what a record states; records may state anything, so only so many different things are told apart."""
+    stated = " ".join(str(value or "not stated").split())[:60]
+    counter[stated if stated in counter or len(counter) < MOST_STATED else "others"] += 1
+
+
+class _Pool:
+    """The records to write: straight to the output, or to a file from which the mix is drawn."""
+
+    def __init__(self, job: CurateJob) -> None:
+        self.job, self.count = job, 0
+        self.path = job.work / "pool.jsonl"
+        self.count_tokens = token_counter(job.config.mix)
+        self.tokens: list[NDArray[np.int64]] = []
+        self.batch: list[tuple[int, int, int]] = []
+        self.at = 0
+
+    def __enter__(self) -> _Pool:
+        self.file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self._flush()
+
+    def add(self, line: bytes, record: Any, source: int) -> None:
+        """Take a record."""
+        self.file.write(line)
+        self.count += 1
+        self.batch.append((self.at, self.count_tokens(record), source))
+        self.at += len(line)
+        if len(self.batch) == run.BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.tokens.append(np.array(self.batch, np.int64).reshape(-1, 3))
+        self.batch.clear()
+
+    def write(self, out: Path) -> dict[str, Any]:
+        """Write the output; return records and tokens by source."""
+        table = np.concatenate(self.tokens)
+        mix, sources = self.job.config.mix, self.job.config.sources
+        if mix.applies:
+            weights = [source.weight for source in sources]
+            chosen = choose(table[:, 1], table[:, 2].astype(np.int16), weights, mix, self.job.seed)
+            with self.path.open("rb") as pool, out.open("wb") as kept:
+                for offset in table[chosen, 0].tolist():
+                    pool.seek(offset)
+                    kept.write(pool.readline())
+        else:
+            chosen = np.arange(len(table))
+            self.path.replace(out)
+        written = table[chosen]
+        return {
+            "records": len(written),
+            "tokens": int(written[:, 1].sum()),
+            "tokens_counted_by": mix.tokenizer or "four characters a token",
+            "sources": {
+                source.label: {
+                    "records": int((written[:, 2] == number).sum()),
+                    "tokens": int(written[written[:, 2] == number, 1].sum()),
+                }
+                for number, source in enumerate(sources)
+            },
+        }

@@ -1,0 +1,73 @@
+"""The steps of `xft curate` as steps of a datatrove pipeline, whose executors run them locally, on Slurm or on Ray.
+
+Only what looks at one record at a time is adapted. datatrove has its own stages for deduplication over many machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from datatrove.data import Document
+    from datatrove.pipeline.filters.base_filter import BaseFilter
+except ImportError:
+    from xft.errors import MissingExtraError
+
+    raise MissingExtraError("pipelines of datatrove need it: pip install 'xft[data,datatrove]'") from None
+
+from xft.curate.config import CurateConfig, CurateSource
+from xft.curate.read import read_record
+from xft.curate.step import BoundStep, build_steps
+from xft.data.example import Example
+from xft.data.sources import BadRecordError
+
+INSTRUCTION = "instruction"
+
+
+class CurateFilter(BaseFilter):  # type: ignore[misc]
+    """One step; the reason to leave a record out is the filter's, counted and written as datatrove does.
+
+    What a private step finds is not written down: it gets no exclusion writer.
+    """
+
+    type = "filter"
+
+    def __init__(self, step: BoundStep, exclusion_writer: Any = None) -> None:
+        self.step, self.name = step, f"xft {step.name}"
+        super().__init__(None if step.step.private else exclusion_writer)
+
+    def filter(self, doc: Any) -> bool | tuple[bool, str]:
+        """Keep a document, or say why not."""
+        reason = self.step(to_example(doc))
+        return True if reason is None else (False, reason)
+
+
+def filters(config: CurateConfig, exclusion_writer: Any = None) -> list[CurateFilter]:
+    """Return the steps of a recipe, for `pipeline=[reader, *filters(config), writer]`."""
+    return [CurateFilter(step, exclusion_writer) for step in build_steps(config.steps, config.kind)]
+
+
+def reader_adapter(source: CurateSource, kind: str) -> Any:
+    """Return the `adapter` of a datatrove reader: it reads a row as `xft curate` does, and skips what can't be read."""
+
+    def adapt(_reader: Any, row: dict[str, Any], path: str, number: int | str) -> dict[str, Any]:
+        try:
+            example = read_record(row, f"{path}:{number}", source, kind)
+        except BadRecordError:
+            return {"text": ""}  # readers leave out what has no text, and count it
+        document = to_document(example)
+        return {"text": document.text, "id": document.id, "metadata": document.metadata}
+
+    return adapt
+
+
+def to_document(example: Example) -> Any:
+    """Return a record as a document: the response is its text, the instruction goes to its metadata."""
+    asked = {INSTRUCTION: example.instruction} if example.instruction else {}
+    return Document(text=example.response, id=example.source, metadata={**example.meta, **asked})
+
+
+def to_example(doc: Any) -> Example:
+    """Return a document as a record."""
+    meta = dict(doc.metadata)
+    return Example(instruction=meta.pop(INSTRUCTION, ""), response=doc.text, source=doc.id, meta=meta)

@@ -1,0 +1,230 @@
+"""Does an answer solve a benchmark's problem? Its functions are run on the problem's inputs, in the sandbox.
+
+A function is tried on every problem whose entry point takes as many arguments, by the first assert of each problem, all
+in one run; and on the problem that has its name in any case. Where that holds, all of the problem's asserts must. For
+MBPP+'s own problems, whose tests are no asserts, the benchmark judges the function under its entry point's name.
+
+Time is counted as computing time in the candidate's own process, so that a busy machine changes no result; the limits
+in wall-clock time are for what sleeps.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from xft.curate.contamination import Reference, References, python_of, words_of
+from xft.data.example import Example
+from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
+from xft.eval.benchmark import BENCHMARKS
+from xft.eval.extract import parse
+from xft.eval.functions import MEMORY_MB, FunctionBenchmark
+from xft.eval.sandbox.outcome import Call, Returned
+
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
+
+FIRST_S, ALL_S = 0.2, 1.0
+"""Seconds of computing for a call of the first assert, and of all; of MBPP's own solutions, that of 123 takes 3."""
+CALLS = 10
+"""All calls of a function together have so many times the time of one."""
+WALL = 5
+"""Seconds of waiting for each second of computing."""
+MAX_FUNCTIONS = 8
+"""Functions of one answer that are tried, the last ones: helpers stand before what needs them."""
+MAX_ENDS = 2
+"""So many calls may end the process before a function is given up."""
+REPLY_BYTES = 1 << 16
+SELECT = "\0select"
+PROBE = f"""
+def __xft_probe__(*arguments, _now={{}}):
+    import signal, time
+
+    if arguments[0] == {SELECT!r}:
+        _now.update(function=globals()[arguments[1]], seconds=arguments[2], left={CALLS} * arguments[2])
+        return None
+    if _now["left"] <= 0:
+        return (False, None)
+
+    class Late(BaseException):
+        pass
+
+    def late(*_):
+        raise Late
+
+    began = time.process_time()
+    try:
+        signal.signal(signal.SIGPROF, late)
+        signal.setitimer(signal.ITIMER_PROF, _now["seconds"])
+        answer = _now["function"](*arguments)
+    except BaseException:
+        return (False, None)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _now["left"] -= time.process_time() - began
+    large = answer.bit_length() > 4096 if isinstance(answer, int) else hasattr(answer, "__len__") and len(answer) > 4096
+    return (False, None) if large else (True, answer)
+"""
+"""Calls the function that was selected last, as long as its time lasts."""
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Probe:
+    """Some of a problem's asserts, with the calls that they need."""
+
+    reference: int
+    checks: tuple[Check, ...]
+    calls: tuple[Call, ...]
+
+    @classmethod
+    def of(cls, reference: int, checks: Sequence[Check], seconds: float) -> _Probe:
+        """Prepare the calls."""
+        calls = tuple(_call(arguments, seconds) for check in checks for arguments in check.calls)
+        return cls(reference=reference, checks=tuple(checks), calls=calls)
+
+    def holds(self, answers: Sequence[tuple[bool, Any]]) -> bool:
+        """Tell whether the asserts hold of a function that gave these answers."""
+        if not all(fine for fine, _ in answers):
+            return False
+        values = [value for _, value in answers]
+        for check in self.checks:
+            own, values = values[: len(check.calls)], values[len(check.calls) :]
+            if not check.holds(own):
+                return False
+        return True
+
+
+class Functional:
+    """The problems that have calls to try."""
+
+    def __init__(self, references: References, sandbox: Sandbox) -> None:
+        self.references, self.sandbox = references, sandbox
+        self.by_arity: dict[int, list[_Probe]] = defaultdict(list)
+        self.by_name: dict[str, list[int]] = defaultdict(list)
+        seen: set[str] = set()
+        for number, reference in enumerate(references.all):
+            checks = () if reference.problem.task_id in seen else asserts_of(reference)
+            if checks:
+                seen.add(reference.problem.task_id)
+                self.by_arity[len(checks[0].calls[0])].append(_Probe.of(number, checks[:1], FIRST_S))
+                self.by_name[reference.problem.entry_point].append(number)
+
+    def passed(self, record: Example) -> list[int]:
+        """Return the problems whose tests an answer passes.
+
+        Raises:
+            SandboxError: the sandbox failed; says nothing about the answer.
+        """
+        tree = parse(python_of(record))
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)] if tree else []
+        functions = functions[-MAX_FUNCTIONS:]
+        if tree is None or not functions:
+            return []
+        code = definitions(tree)
+        wanted: dict[tuple[int, str], None] = {}
+        for function in functions:
+            wanted |= {(number, function.name): None for number in self.by_name.get(function.name, ())}
+        wanted |= dict.fromkeys(self._agreeing(code, functions, words_of(record.instruction)))
+        return sorted({number for number, name in wanted if self._solves(number, name, code)})
+
+    def _solves(self, number: int, name: str, code: str) -> bool:
+        """Tell whether a function passes all tests of a problem."""
+        reference = self.references.all[number]
+        if isinstance(reference.problem.tests, str):
+            probe = _Probe.of(number, asserts_of(reference), ALL_S)
+            return probe.holds(self._answers(code, name, probe.calls, ALL_S))
+        program = f"{code}\n{reference.problem.entry_point} = {name}\n"
+        return BENCHMARKS[reference.benchmark].judge(reference.problem, program, self.sandbox).status == "passed"
+
+    def _agreeing(
+        self, code: str, functions: Sequence[ast.FunctionDef], words: frozenset[str]
+    ) -> Iterator[tuple[int, str]]:
+        """Yield the problems whose first assert holds of a function; those with the instruction's words come first."""
+        for function in functions:
+            probes = sorted(
+                self._fitting(function), key=lambda probe: -self.references.statement_score(probe.reference, words)
+            )
+            calls = [call for probe in probes for call in probe.calls]
+            answers = self._answers(code, function.name, calls, FIRST_S)
+            for probe in probes:
+                own, answers = answers[: len(probe.calls)], answers[len(probe.calls) :]
+                if probe.holds(own):
+                    yield probe.reference, function.name
+
+    def _answers(self, code: str, name: str, calls: Sequence[Call], seconds: float) -> list[tuple[bool, Any]]:
+        """Return for each call whether a function came to an answer, and the answer."""
+        answers: list[tuple[bool, Any]] = []
+
+        def keep(index: int, returned: Returned) -> str | None:
+            if index:
+                fine, value = returned.value
+                answers.append((fine is True, value))
+            return None
+
+        for _ in range(MAX_ENDS):
+            left = calls[len(answers) :]
+            if not left:
+                break
+            select = _call((SELECT, name, seconds), seconds)
+            outcome = self.sandbox.call(code + PROBE, "__xft_probe__", [select, *left], keep, memory_mb=MEMORY_MB)
+            if outcome.status == "passed" or outcome.at < 1:
+                break
+            answers.append((False, None))  # the call that ended the process
+        return answers + [(False, None)] * (len(calls) - len(answers))
+
+    def _fitting(self, function: ast.FunctionDef) -> Iterator[_Probe]:
+        """Yield the problems whose entry point could be called like this function."""
+        taken = function.args
+        most = len(taken.posonlyargs) + len(taken.args)
+        if any(default is None for default in taken.kw_defaults) or most == 0:
+            return
+        for arity in range(most - len(taken.defaults), most + 1):
+            yield from self.by_arity.get(arity, ())
+
+
+def _call(arguments: tuple[Any, ...], seconds: float) -> Call:
+    return Call(arguments=arguments, seconds=WALL * seconds, reply_bytes=REPLY_BYTES)
+
+
+def asserts_of(reference: Reference) -> tuple[Check, ...]:
+    """Return a problem's asserts that call its function, from the first that does; none where they can't be split."""
+    problem = reference.problem
+    if not isinstance(BENCHMARKS[reference.benchmark], FunctionBenchmark):
+        return ()
+    try:
+        if not isinstance(problem.tests, str):  # the plus sets: MBPP's statement has one assert, HumanEval's has none
+            lines = [line for line in problem.stub.splitlines() if line.startswith("assert ")]
+            checks = split_asserts("\n".join(lines), [problem.entry_point])
+        elif "def check(" in problem.tests:
+            checks = split_check(problem.tests, problem.entry_point)
+        else:
+            checks = split_asserts(problem.tests, [problem.entry_point])
+    except CannotSplitError:
+        return ()
+    return tuple(check for check in checks if check.calls)
+
+
+def definitions(tree: ast.Module) -> str:
+    """Return a program's imports, functions, classes and constants: what runs nothing, whatever is installed."""
+    kept: list[ast.stmt] = []
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(module="__future__"):
+                kept.insert(0, node)
+            case ast.Import() | ast.ImportFrom():
+                kept.append(_forgiving(node))
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                kept.append(node)
+            case ast.Assign() | ast.AnnAssign() if not any(isinstance(part, ast.Call) for part in ast.walk(node)):
+                kept.append(_forgiving(node))
+    return ast.unparse(ast.fix_missing_locations(ast.Module(body=kept, type_ignores=[]))) + "\n"
+
+
+def _forgiving(node: ast.stmt) -> ast.stmt:
+    """Let a statement fail without harm."""
+    handler = ast.ExceptHandler(type=ast.Name(id="Exception", ctx=ast.Load()), name=None, body=[ast.Pass()])
+    return ast.Try(body=[node], handlers=[handler], orelse=[], finalbody=[])

@@ -1,0 +1,252 @@
+"""Decontamination: statement, form and function, on problems made up here."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from xft.curate.config import DecontaminateConfig
+from xft.curate.contamination import (
+    References,
+    classify,
+    coverage,
+    load_references,
+    python_of,
+    reference_of,
+    selected,
+    shapes_of,
+    units_of,
+    verdict,
+    words_of,
+)
+from xft.curate.functional import Functional, asserts_of, definitions
+from xft.data.example import Example
+from xft.errors import UnknownNameError
+from xft.eval.benchmark import Problem
+from xft.eval.sandbox import Sandbox
+
+STUB = '''from typing import List
+
+
+def widest_gap(heights: List[int]) -> int:
+    """ The heights of neighbouring towers are given in metres. Return the widest gap between two towers that stand
+    next to each other, or zero when there are fewer than two towers.
+    >>> widest_gap([3, 9, 4])
+    6
+    """
+'''
+BODY = """    widest = 0
+    for index in range(1, len(heights)):
+        gap = abs(heights[index] - heights[index - 1])
+        if gap > widest:
+            widest = gap
+    return widest
+"""
+TESTS = """\
+def check(candidate):
+    assert candidate([3, 9, 4]) == 6
+    assert candidate([5]) == 0
+    assert candidate([1, 1, 8]) == 7
+"""
+TOWERS = Problem(task_id="Toy/0", stub=STUB, entry_point="widest_gap", canonical=BODY, tests=TESTS)
+SQUARE_STUB = (
+    '"""\nWrite a function that squares the odd values of a sequence.\nassert odd_squares([1, 2, 3]) == [1, 9]\n"""\n'
+)
+SQUARE = Problem(
+    task_id="Toy/1",
+    stub=SQUARE_STUB,
+    entry_point="odd_squares",
+    canonical="def odd_squares(values):\n    return [value * value for value in values if value % 2]\n",
+    tests="assert odd_squares([1, 2, 3]) == [1, 9]\nassert odd_squares([]) == []",
+)
+CONFIG = DecontaminateConfig()
+RENAMED = """\
+def f(xs):
+    best = 0
+    for i in range(1, len(xs)):
+        d = abs(xs[i] - xs[i - 1])
+        if d > best:
+            best = d
+    return best
+"""
+REWRITTEN = "def biggest(a):\n    return max([abs(x - y) for x, y in zip(a, a[1:])], default=0)\n"
+LOOP = """\
+def odd_squares(values):
+    out = []
+    for v in values:
+        if v % 2:
+            out.append(v ** 2)
+    return out
+"""
+PARAPHRASE = (
+    "For towers standing next to each other you get their heights in metres. "
+    "What is the widest gap of two neighbouring towers?"
+)
+OTHER = "Smooth a signal and tell me its largest jump."
+CLEAN = """\
+def total(items):
+    amount = 0.0
+    for item in items:
+        amount += item.price * item.count
+    return round(amount, 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def references() -> References:
+    return References([reference_of("humaneval", TOWERS), reference_of("mbpp", SQUARE)], {})
+
+
+@pytest.fixture(scope="module")
+def functional(references: References) -> Iterator[Functional]:
+    with Sandbox(libraries=("numpy",)) as sandbox:
+        yield Functional(references, sandbox)
+
+
+def pair(instruction: str, code: str) -> Example:
+    return Example(instruction=instruction, response=f"Sure:\n```python\n{code}```\n")
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "methods"),
+    [
+        (pair(f"Complete this:\n{STUB}", CLEAN), "leak", {"ngrams"}),
+        (pair(PARAPHRASE, f"{STUB}{BODY}"), "leak", {"ngrams", "ngrams-solution", "ast", "functional"}),
+        (pair(PARAPHRASE, RENAMED), "leak", {"ast", "functional"}),
+        (pair(PARAPHRASE, REWRITTEN), "leak", {"functional"}),
+        (pair(OTHER, RENAMED), "common", {"ast", "functional"}),
+        (pair(OTHER, REWRITTEN), "common", {"functional"}),
+        (pair(PARAPHRASE, CLEAN), None, set()),
+        (pair(OTHER, CLEAN), None, set()),
+        (Example(instruction=OTHER, response="No code here."), None, set()),
+    ],
+)
+def test_classes(
+    references: References, functional: Functional, record: Example, kind: str | None, methods: set[str]
+) -> None:
+    findings = classify(record, references, CONFIG, functional.passed(record))
+    assert verdict(findings) == kind
+    assert {method for finding in findings for method in finding.methods} == methods
+    assert {(finding.benchmark, finding.task) for finding in findings} <= {("humaneval", "Toy/0")}
+
+
+def test_one_leak_is_enough(references: References) -> None:
+    findings = classify(pair(OTHER, RENAMED), references, CONFIG)
+    assert verdict(findings) == "common"
+    more = classify(pair(f"{STUB}", RENAMED), references, CONFIG)
+    assert verdict([*findings, *more]) == "leak"
+
+
+def test_shipped_hashes_stand_in_for_missing_data() -> None:
+    from xft.data.overlap import tengrams
+
+    references = References([], {"humaneval": frozenset(tengrams(STUB))})
+    assert [(each.kind, each.task) for each in classify(pair(STUB, CLEAN), references, CONFIG)] == [("leak", "")]
+    assert classify(pair(PARAPHRASE, RENAMED), references, CONFIG) == []
+
+
+def test_without_data_nothing_is_fetched_and_the_gap_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XFT_DATA", raising=False)
+    references, faults = load_references(CONFIG)
+    assert references.all == [] and set(references.shipped) == {"humaneval", "mbpp"}
+    assert set(faults) == set(selected(CONFIG))
+    told = coverage(CONFIG)
+    assert told["mbpp"] == "shipped ten-word runs" and told["ds1000"].startswith("nothing")
+
+
+def test_names() -> None:
+    assert selected(DecontaminateConfig(benchmarks=("humaneval+",))) == ["humaneval", "humaneval+"]
+    with pytest.raises(UnknownNameError, match="unknown benchmark 'humanevil'"):
+        selected(DecontaminateConfig(benchmarks=("humanevil",)))
+
+
+# --- the form of code -------------------------------------------------------------------------------------------------
+
+
+def shapes(code: str) -> frozenset[tuple[str, ...]]:
+    return units_of(ast.parse(code))[0]
+
+
+def test_names_docstrings_and_annotations_do_not_count() -> None:
+    bare = "def f(a, b):\n    c = a + len(b)\n    return c\n"
+    dressed = (
+        '@wraps\ndef other(x: int, ys: list[int]) -> int:\n    """Say so."""\n    total: int\n'
+        "    total = x + len(ys)\n    return total\n"
+    )
+    assert shapes(bare) == shapes(dressed.replace("    total: int\n", ""))
+    assert shapes(bare) != shapes(bare.replace("len", "sum"))
+    assert shapes(bare) != shapes(bare.replace("+", "-"))
+
+
+def test_functions_and_loose_code_are_units() -> None:
+    tree = ast.parse(
+        "import os\nx = 1\ny = x + 1\ndef f():\n    return 1\nclass A:\n    def g(self):\n        return 2\n"
+    )
+    assert len(units_of(tree)) == 3
+    assert len(units_of(tree, "g")) == 2
+    assert shapes_of([]) == frozenset()
+
+
+def test_words_tell_names_apart() -> None:
+    assert words_of("Return the widest_gap of heights") == {"widest", "gap", "height"}
+
+
+def test_python_of_joins_blocks_that_parse() -> None:
+    assert (
+        python_of(Example(instruction="", response="```python\nx = 1\n```\nand\n```python\ny = 2\n```"))
+        == "x = 1\n\ny = 2\n"
+    )
+    assert python_of(Example(instruction="", response="```python\nx = (\n```\nand\n```python\ny = 2\n```")) == "y = 2\n"
+    assert python_of(Example(instruction="", response="```java\nint x;\n```")) == ""
+
+
+# --- running answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "passed"),
+    [
+        (REWRITTEN, [0]),
+        ("import tensorflow_of_mars\n" + REWRITTEN, [0]),
+        ("while True:\n    pass\n" + REWRITTEN, [0]),  # only definitions run
+        ("def forever(x):\n    while True:\n        pass\n\n" + REWRITTEN, [0]),
+        ("def leave(x):\n    raise SystemExit\n\n" + REWRITTEN, [0]),
+        ("def widest_gap(heights, unit='m'):\n" + BODY, [0]),
+        (LOOP, [1]),
+        ("def almost(a):\n    return 6\n", []),  # right for the first call only
+        ("def two(a, b):\n    return 6\n", []),
+        ("class A:\n    pass\n", []),
+        ("not python", []),
+    ],
+)
+def test_answers_are_judged_by_the_benchmark(functional: Functional, code: str, passed: list[int]) -> None:
+    assert functional.passed(pair(OTHER, code)) == passed
+
+
+def test_asserts() -> None:
+    checks = asserts_of(reference_of("humaneval", TOWERS))
+    assert [check.calls for check in checks] == [(([3, 9, 4],),), (([5],),), (([1, 1, 8],),)]
+    assert asserts_of(reference_of("ds1000", SQUARE)) == ()
+    odd = Problem(task_id="Toy/2", stub="", entry_point="f", tests="import random\nassert f(random.random())")
+    assert asserts_of(reference_of("mbpp", odd)) == ()
+
+
+def test_definitions_run_nothing() -> None:
+    code = textwrap.dedent("""
+        from __future__ import annotations
+        import os
+        LIMIT = 3
+        started = begin()
+        print(LIMIT)
+        def f():
+            return LIMIT
+        if __name__ == "__main__":
+            f()
+    """)
+    kept = definitions(ast.parse(code))
+    assert kept.startswith("from __future__ import annotations")
+    assert "LIMIT = 3" in kept and "def f" in kept and "except Exception" in kept
+    assert "print" not in kept and "begin" not in kept and "__main__" not in kept
