@@ -9,35 +9,17 @@ data ────────────────────┴─► merge
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
-from xft.errors import DataError, FetchError, RecipeError, RunError
-from xft.progress import clock
+from xft.errors import DataError, FetchError, RecipeError
+from xft.graph import Node, bring_up_to_date, run_folder
 from xft.recipe import BenchmarkConfig, EvalConfig, Recipe
-from xft.stage import Meter, Stage, aside_of, folder_digest, locked, read_manifest, run_stage, set_aside
-
-ASK_SECONDS = 600.0
-RECIPE = "recipe.yaml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A stage in the graph: what it depends on and what it does."""
-
-    name: str
-    config: dict[str, Any]
-    after: tuple[str, ...]
-    """Stages whose content it reads."""
-    work: Callable[[Path, Meter], None]
-    outside: dict[str, str]
-    """Digests of inputs from outside the run."""
+from xft.stage import Meter, folder_digest, read_manifest
 
 
 def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]) -> Path:
@@ -48,24 +30,12 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
         UnknownNameError: a name in the recipe that no registry has; found before anything is written.
     """
     _look_up_names(recipe)
-    if out.exists() and any(out.iterdir()) and not (out / RECIPE).exists() and not (out / ".lock").exists():
-        raise RunError(f"{out}: holds something else than a run; give another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock"):
+    with run_folder(out):
         nodes = graph(recipe, out)
-        _ask_before_redoing(nodes, out, recipe.seed, redo, confirm, say)
-        require_disk(out, space_needed(recipe, out))
-        (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        for number, node in enumerate(nodes, start=1):
-            stage = stage_of(node, out, recipe.seed)
-            folder = out / node.name
-            manifest = _current(folder, stage)
-            if manifest is None:
-                say(f"[{number}/{len(nodes)}] {node.name}")
-                manifest = run_stage(folder, stage)
-                say(f"[{number}/{len(nodes)}] {node.name}: {clock(manifest['wall_seconds'])}")
-            else:
-                say(f"[{number}/{len(nodes)}] {node.name}: done before")
+        bring_up_to_date(
+            nodes, out, recipe, redo=redo, confirm=confirm, say=say,
+            prepare=lambda: require_disk(out, space_needed(recipe, out)),
+        )  # fmt: skip
         from xft.report import write_report
 
         return write_report(out)
@@ -111,61 +81,6 @@ def _look_up_names(recipe: Recipe) -> None:
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))
-
-
-def stage_of(node: Node, out: Path, seed: int) -> Stage:
-    """Return a node's stage; its inputs must be finished."""
-    inputs = {}
-    for name in node.after:
-        manifest = read_manifest(out / name)
-        if manifest is None:
-            raise RunError(f"{out / name}: not finished, though {node.name} needs it; run again")
-        inputs[name] = manifest["digest"]
-    return Stage(name=node.name, config=node.config, inputs=inputs | node.outside, work=node.work, seed=seed)
-
-
-def _current(folder: Path, stage: Stage) -> dict[str, Any] | None:
-    """Return the manifest of a folder that is up to date; put another one aside, or bring a fitting one back."""
-    manifest = read_manifest(folder)
-    if manifest and manifest["key"] == stage.key:
-        return manifest
-    if manifest:
-        set_aside(folder, manifest["key"])
-    earlier = aside_of(folder, stage.key)
-    kept = read_manifest(earlier)
-    if kept and kept["key"] == stage.key and not folder.exists():
-        earlier.rename(folder)
-        return kept
-    return None
-
-
-def _ask_before_redoing(
-    nodes: list[Node], out: Path, seed: int, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
-) -> None:
-    """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
-    stale: dict[str, float] = {}
-    digests: dict[str, str] = {}
-    """Of the content that each stage has or, put aside earlier, will have again without work."""
-    for node in nodes:
-        present = read_manifest(out / node.name)
-        if all(name in digests for name in node.after):
-            inputs = {name: digests[name] for name in node.after} | node.outside
-            key = Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed).key
-            found = (present, read_manifest(aside_of(out / node.name, key)))
-            if fitting := next((manifest for manifest in found if manifest and manifest["key"] == key), None):
-                digests[node.name] = fitting["digest"]
-                continue
-        if present:
-            stale[node.name] = float(present["wall_seconds"])
-    if not stale:
-        return
-    total = sum(stale.values())
-    listed = ", ".join(f"{name} ({clock(seconds)})" for name, seconds in stale.items())
-    say(f"changed inputs: will redo {listed}; the old results stay in NAME.HASH folders")
-    if total > ASK_SECONDS and not redo and not confirm(f"redo {clock(total)} of work?"):
-        raise RunError(
-            f"{out}: {clock(total)} of work would be redone ({listed}); say so with --redo, or give another --out"
-        )
 
 
 def graph(recipe: Recipe, out: Path) -> list[Node]:

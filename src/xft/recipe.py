@@ -8,12 +8,15 @@ from __future__ import annotations
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from xft.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from xft.dataset import DatasetRecipe
 
 S = TypeVar("S", bound="Section")
 
@@ -281,11 +284,35 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_any(name: str | Path, overrides: list[str] | None = None) -> Recipe | DatasetRecipe:
+    """Read a recipe of a model, or of a data set: one that has `seeds`; as `load_recipe` does."""
+    from xft.dataset import DatasetRecipe
+
+    if "seeds" in _read_tree(name)[1]:
+        return load_recipe(name, overrides, DatasetRecipe)
+    return load_recipe(name, overrides)
+
+
+def load_recipe(name: str | Path, overrides: list[str] | None = None, schema: type[S] = Recipe) -> S:  # type: ignore[assignment]
     """Read a recipe file or a shipped recipe's name, with `key.sub=value` overrides.
 
     Raises:
         RecipeError: no such recipe, not YAML, or a key that is unknown, mistyped or out of range.
+    """
+    path, tree = _read_tree(name)
+    changed = deepcopy(tree)
+    for override in overrides or []:
+        apply_override(changed, override)
+    fault = _fault(schema, changed)
+    own = fault is not None and fault == _fault(schema, tree)
+    return parse_section(schema, changed, where=str(path) if own else f"command line, for {path.name}")
+
+
+def _read_tree(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return a recipe's file and its mapping, unchecked.
+
+    Raises:
+        RecipeError: no such recipe, or not a YAML mapping.
     """
     path = Path(name)
     if not path.is_file():
@@ -301,26 +328,16 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(Recipe.model_fields)}")
-    changed = deepcopy(tree)
-    for override in overrides or []:
-        apply_override(changed, override)
-    fault = _fault(changed)
-    own = fault is not None and fault == _fault(tree)
-    return parse_recipe(changed, where=str(path) if own else f"command line, for {path.name}")
+    return path, tree
 
 
-def _fault(tree: dict[str, Any]) -> str | None:
+def _fault(schema: type[Section], tree: dict[str, Any]) -> str | None:
     """Return what is wrong with a mapping, None when nothing is."""
     try:
-        parse_recipe(tree, where="")
+        parse_section(schema, tree, where="")
     except RecipeError as error:
         return str(error)
     return None
-
-
-def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """Check a mapping against the schema; `where` names its file in messages."""
-    return parse_section(Recipe, tree, where)
 
 
 def parse_section(schema: type[S], tree: dict[str, Any], where: str) -> S:

@@ -72,7 +72,7 @@ def test_pairs_are_written_checked_and_with_all_that_made_them(serve: Any, seeds
     assert len(pairs) == 6
     for pair in pairs:
         meta = pair["meta"]
-        assert set(meta) == {"method", "language", "seed", "tests", "check", "teacher", "decoding"}
+        assert set(meta) == {"method", "language", "license", "seed", "tests", "check", "teacher", "decoding"}
         assert (meta["method"], meta["language"], meta["teacher"]) == ("oss-instruct", "python", "scripted-1")
         assert meta["decoding"] == {"temperature": 0.0, "max_new_tokens": 1024}
         assert meta["seed"]["license"] == "PSF-2.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,6 +48,7 @@ def curate(
 
     `xft curate classifier` trains a quality classifier for the step of that name.
     """
+    from xft.curate.classifier import models_of
     from xft.curate.config import load_curate_recipe, parse_curate
     from xft.curate.contamination import benchmark_digests
     from xft.curate.read import input_digests, plan_shards
@@ -73,7 +74,7 @@ def curate(
         digests = benchmark_digests(config.decontaminate)
         inputs |= {f"benchmark {name}": digest for name, digest in digests.items()}
         _warn(digests)
-    inputs |= _models(config)
+    inputs |= models_of(config.steps)
 
     def work(partial: Path, _meter: Meter) -> None:
         work_on(CurateJob(config=config, out=partial, seed=seed, workers=cores, allow_unsafe=allow_unsafe))
@@ -93,15 +94,6 @@ def _warn(digests: dict[str, str]) -> None:
             f"benchmarks whose data are not at hand are compared in part ({'; '.join(said)}); --data-dir has them all",
             file=sys.stderr,
         )
-
-
-def _models(config: Any) -> dict[str, str]:
-    """Return the digests of files that steps read."""
-    from xft.curate.classifier import model_file
-    from xft.stage import file_digest
-
-    paths = [model_file(step.options["model"]) for step in config.steps or () if step.name == "classifier"]
-    return {str(path): file_digest(path) for path in paths if path.is_file()}
 
 
 def _show(out: Path) -> None:

@@ -29,16 +29,24 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/RECIPE by default.")] = None,
     redo: Annotated[bool, typer.Option("--redo", help="Redo stages whose inputs changed, whatever they cost.")] = False,
 ) -> None:
-    """Do the whole job: base to SFT control, mixture, merges, scores and report."""
-    from xft.recipe import load_recipe
+    """Do a recipe's whole job: base to SFT control, mixture, merges, scores and report; or seeds to a data set."""
+    from xft.recipe import Recipe, load_any
 
-    plan = load_recipe(recipe, overrides)
+    plan = load_any(recipe, overrides)
     folder = out or Path("runs") / plan.name
-    options.need_training()
-    from xft import pipeline
+    if isinstance(plan, Recipe):
+        options.need_training()
+        from xft import pipeline
 
-    page = pipeline.run(plan, folder, redo=redo, confirm=_confirm, say=lambda line: print(line, file=sys.stderr))
-    _show_report(folder, page)
+        _show_report(folder, pipeline.run(plan, folder, redo=redo, confirm=_confirm, say=_say))
+    else:
+        from xft import dataset
+
+        print(f"data set: {dataset.run(plan, folder, redo=redo, confirm=_confirm, say=_say)}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _confirm(question: str) -> bool:

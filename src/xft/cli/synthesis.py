@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +9,17 @@ import typer
 
 from xft.cli import options
 from xft.cli.options import More, Out, Seed, Set
-from xft.errors import DataError, MissingExtraError, RecipeError
+from xft.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from xft.stage import Meter
     from xft.synth.config import SeedSource
 
 Seeds = Annotated[
     list[str] | None,
     typer.Option(
-        "--seeds", metavar="PATH...", help="Files, folders, git repositories, JSONL, Parquet, or a hub data set."
+        "--seeds",
+        metavar="PATH...",
+        help="Files, folders, git repositories, JSONL, Parquet, a hub data set, or stdlib.",
     ),
 ]
 
@@ -78,49 +78,15 @@ def synth(
         raise RecipeError("no teacher; give --teacher with a server's address, or a local model's folder or name")
     if not teacher.startswith(("http://", "https://")):
         options.need_training()
-    from contextlib import ExitStack
-
-    from xft.eval.sandbox import Sandbox
     from xft.fetch import cache_dir
-    from xft.stage import read_json
-    from xft.synth.check import Bench
-    from xft.synth.methods import METHODS
-    from xft.synth.seeds import read_seeds, seeds_digest
-    from xft.synth.statistics import summary
-    from xft.synth.store import Store
-    from xft.synth.synth import STATISTICS, SynthJob, synthesise
-    from xft.synth.teacher import open_teacher
-    from xft.synth.testing import TESTINGS
+    from xft.synth.config import TeacherConfig
+    from xft.synth.stage import open_stage, report
 
-    checked = METHODS[config.method].checked and bool(config.check.languages)
-    for language in config.check.languages:
-        if fault := TESTINGS[language].fault():
-            raise MissingExtraError(f"--check {language}: {fault}")
-    documents, skipped = read_seeds(sources, config.licenses)
-    folder = store or cache_dir() / "answers"
-    asked = open_teacher(teacher, model=model, style=prompt, batch=batch, backend=backend, store=folder)
-
-    def work(partial: Path, meter: Meter) -> None:
-        with ExitStack() as stack:
-            bench = None
-            if checked:
-                sandbox = stack.enter_context(Sandbox(libraries=config.check.libraries, allow_unsafe=allow_unsafe))
-                bench = Bench(runner=sandbox, level=sandbox.level, config=config.check, store=Store(folder))
-            job = SynthJob(
-                config=config, seed=seed, documents=documents, skipped=skipped, teacher=asked, bench=bench, batch=batch
-            )
-            synthesise(job, partial)
-        meter.extra = {"teacher": {"name": asked.name, **asked.backend.settings()}}
-
-    inputs = {"seeds": seeds_digest(documents), "teacher": Store.key(**asked.identity)}
-    made = config.model_dump() | {"prompt": asked.style, "batch": batch}
-    options.finish(out, "synth", made, inputs, work, seed)
-    asked.backend.close()
-    figures: dict[str, Any] = read_json(out / STATISTICS, {})
-    print(summary(figures))
-    if figures["pairs"] < pairs and not limit:
-        why = "ten tasks for each pair were begun" if figures["tasks"] >= config.attempts else "the seeds are used up"
-        print(f"{out}: fewer pairs than asked for: {why}", file=sys.stderr)
+    who = TeacherConfig(name=teacher, model=model, prompt=prompt, backend=backend, batch=batch)
+    stage = open_stage(config, sources, who, seed, store=store or cache_dir() / "answers", allow_unsafe=allow_unsafe)
+    options.finish(out, "synth", stage.config, stage.inputs, stage.work, seed)
+    stage.close()
+    report(out, config)
 
 
 def _sources(seeds: list[str] | None, more: list[str] | None, **given: Any) -> list[SeedSource]:

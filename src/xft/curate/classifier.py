@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from xft.curate.config import CurateSource
+from xft.curate.config import CurateSource, StepConfig
 from xft.curate.read import plan_shards, read_shard
 from xft.curate.step import step
 from xft.data.example import Example
 from xft.errors import DataError
 from xft.recipe import DataSource, Section
+from xft.stage import file_digest
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 SALT = np.uint64(0x9E3779B97F4A7C15)
@@ -164,6 +165,12 @@ def read_texts(sources: Sequence[DataSource], kind: str) -> list[str]:
     given = [CurateSource(**source.model_dump()) for source in sources]
     items = (item for shard in plan_shards(given) for item in read_shard(shard, given[shard.source], kind))
     return [text_of(item) for item in items if isinstance(item, Example)]
+
+
+def models_of(steps: Sequence[StepConfig] | None) -> dict[str, str]:
+    """Return the digests of the models that steps read."""
+    paths = [model_file(step.options["model"]) for step in steps or () if step.name == "classifier"]
+    return {str(path): file_digest(path) for path in paths if path.is_file()}
 
 
 def model_file(model: str) -> Path:

@@ -109,11 +109,9 @@ class MixConfig(Section):
         return self.weighted or self.shuffle or self.tokens is not None
 
 
-class CurateConfig(Section):
-    """A whole `xft curate`."""
+class Curation(Section):
+    """What is done with records, wherever they come from."""
 
-    sources: list[CurateSource] = Field(min_length=1)
-    """Where the records come from, in order: of duplicates the first is kept."""
     kind: Literal["pairs", "text"] = "pairs"
     """Instruction pairs, or raw documents: records with `text` or `content`."""
     steps: list[StepConfig] | None = None
@@ -124,6 +122,13 @@ class CurateConfig(Section):
     """Decontamination; null leaves it out."""
     mix: MixConfig = MixConfig()
     """Mixing."""
+
+
+class CurateConfig(Curation):
+    """A whole `xft curate`."""
+
+    sources: list[CurateSource] = Field(min_length=1)
+    """Where the records come from, in order: of duplicates the first is kept."""
 
     @field_validator("sources", mode="before")
     @classmethod

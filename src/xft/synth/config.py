@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from xft.recipe import Section
 
@@ -13,7 +13,10 @@ class SeedSource(Section):
     """One source of seed documents."""
 
     path: str
-    """A file of code or text, a folder, a git repository, JSONL or Parquet, or a hub data set (`owner/name`)."""
+    """A file of code or text, a folder, a git repository, JSONL or Parquet, a hub data set (`owner/name`), or `stdlib`.
+
+    `stdlib` is Python's own library, under its licence, without tests and tables.
+    """
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
     license: str | None = None
@@ -22,6 +25,31 @@ class SeedSource(Section):
     """Shell patterns of names of files and folders, within the folder, that are left out."""
     column: str | None = None
     """Column of a record's text; by default the first of content, code, text, instruction."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class TeacherConfig(Section):
+    """Who answers."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A server's address (`http://host:8000/v1`; its key is read from OPENAI_API_KEY), or a local model."""
+    model: str | None = None
+    """The server's model; the first that it has by default."""
+    prompt: str = "auto"
+    """Prompt style: auto, chat, magicoder or completion."""
+    backend: str = "transformers"
+    """What runs a local model: transformers or vllm."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Answers made, or requests sent, at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class CheckConfig(Section):

@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import json
 import subprocess
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ EXTENSIONS = {
 ALIASES = {"py": "python", "python3": "python", "js": "javascript", "c++": "cpp", "c#": "csharp", "bash": "shell"}
 IGNORED = {"__pycache__", "node_modules", "site-packages"}
 """Folders that hold no code of their own; hidden ones are left out too."""
+STDLIB = "stdlib"
+"""Names Python's own library as a source."""
+NO_CODE = ["test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"]
+"""Folders of it that hold tests, a program, grammars and tables."""
 TEXTS = ("content", "code", "text", "instruction")
 RESPONSES = ("response", "output", "completion")
 LICENSES = ("license", "licenses", "max_stars_repo_licenses", "detected_licenses")
@@ -82,6 +87,9 @@ def seeds_digest(documents: Sequence[Document]) -> str:
 
 
 def _read(source: SeedSource) -> Iterator[Document | Skipped]:
+    if source.path == STDLIB:
+        own = {"path": sysconfig.get_path("stdlib"), "license": "PSF-2.0", "exclude": [*NO_CODE, *source.exclude]}
+        source = source.model_copy(update=own)
     path = Path(source.path)
     if path.is_dir():
         yield from _folder(source, path.resolve())

@@ -218,6 +218,7 @@ class _Writer:
         meta: dict[str, Any] = {
             "method": self.job.config.method,
             "language": draft.language,
+            "license": draft.document.license,
             "seed": draft.document.record(),
             "tests": [],
             "check": {"status": "not run"},

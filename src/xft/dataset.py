@@ -1,0 +1,89 @@
+"""The job `run` of a data recipe: seeds to pairs to one curated, mixed data set with its card, in one run directory.
+
+seeds ─► synth ─┐
+sources ────────┴─► curate
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from xft.curate.config import CurateConfig, CurateSource, Curation
+from xft.recipe import Section
+from xft.synth.config import SeedSource, SynthConfig, TeacherConfig
+
+if TYPE_CHECKING:
+    from xft.stage import Meter
+
+MADE = "synth/pairs.jsonl"
+"""The pairs that were made, in a run directory."""
+
+
+class DatasetRecipe(Section):
+    """A whole data set."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name in reports."""
+    seed: int = 42
+    """Seed of everything random."""
+    seeds: list[SeedSource] = Field(min_length=1)
+    """What pairs are made from."""
+    teacher: TeacherConfig
+    """Who makes them."""
+    synth: SynthConfig = SynthConfig()
+    """How they are made."""
+    sources: list[CurateSource] = Field(default=[])
+    """Pairs that are there already, to be curated and mixed with the made ones, whose weight is 1."""
+    curate: Curation = Curation()
+    """What is done with all of them."""
+
+
+def run(
+    recipe: DatasetRecipe, out: Path, *, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+) -> Path:
+    """Bring a run directory up to date with a data recipe; return the data set's folder.
+
+    Raises:
+        RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
+        DataError: no seeds, or a source that is not there.
+        FetchError: the teacher, or something from the hub, can't be had.
+    """
+    from xft.curate.classifier import models_of
+    from xft.curate.contamination import benchmark_digests
+    from xft.curate.read import input_digests, plan_shards
+    from xft.curate.run import CurateJob, curate
+    from xft.curate.step import build_steps
+    from xft.fetch import cache_dir
+    from xft.graph import Node, bring_up_to_date, run_folder
+    from xft.synth.stage import open_stage
+
+    settings = recipe.curate
+    build_steps(settings.steps, settings.kind)
+
+    def curated(folder: Path, _meter: Meter) -> None:
+        made = CurateSource(path=str(out / MADE), name="synth")
+        config = CurateConfig(sources=[made, *recipe.sources], **dict(settings))
+        curate(CurateJob(config=config, out=folder, seed=recipe.seed, workers=os.cpu_count() or 1))
+
+    outside = input_digests(plan_shards(recipe.sources)) | models_of(settings.steps)
+    if settings.decontaminate:
+        digests = benchmark_digests(settings.decontaminate)
+        outside |= {f"benchmark {name}": digest for name, digest in digests.items()}
+    with run_folder(out):
+        synth = open_stage(recipe.synth, recipe.seeds, recipe.teacher, recipe.seed, store=cache_dir() / "answers")
+        sources = [source.model_dump() for source in recipe.sources]
+        nodes = [
+            Node(name="synth", config=synth.config, after=(), outside=synth.inputs, work=synth.work),
+            Node(
+                name="curate", config=settings.model_dump() | {"sources": sources}, after=("synth",), outside=outside,
+                work=curated,
+            ),
+        ]  # fmt: skip
+        bring_up_to_date(nodes, out, recipe, redo=redo, confirm=confirm, say=say)
+        synth.close()
+    return out / "curate"
