@@ -85,6 +85,7 @@ PARAPHRASE = (
     "For towers standing next to each other you get their heights in metres. "
     "What is the widest gap of two neighbouring towers?"
 )
+HINT = "Find the widest difference of neighbouring values in a signal."
 OTHER = "Smooth a signal and tell me its largest jump."
 CLEAN = """\
 def total(items):
@@ -117,8 +118,9 @@ def pair(instruction: str, code: str) -> Example:
         (pair(PARAPHRASE, f"{STUB}{BODY}"), "leak", {"ngrams", "ngrams-solution", "ast", "functional"}),
         (pair(PARAPHRASE, RENAMED), "leak", {"ast", "functional"}),
         (pair(PARAPHRASE, REWRITTEN), "leak", {"functional"}),
-        (pair(OTHER, RENAMED), "common", {"ast", "functional"}),
-        (pair(OTHER, REWRITTEN), "common", {"functional"}),
+        (pair(OTHER, RENAMED), "common", {"ast"}),
+        (pair(OTHER, REWRITTEN), None, set()),  # three asserts alone prove little
+        (pair(HINT, REWRITTEN), "common", {"functional"}),
         (pair(PARAPHRASE, CLEAN), None, set()),
         (pair(OTHER, CLEAN), None, set()),
         (Example(instruction=OTHER, response="No code here."), None, set()),
