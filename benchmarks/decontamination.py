@@ -291,7 +291,8 @@ def report(seen: list[Plant], config: DecontaminateConfig) -> None:
             f" | leak or common {share(own, lambda plant: matched(plant, config))}"
         )
         print(
-            f"  {'':9} alone: ngrams {share(own, lambda plant: found(plant, config, 'ngrams'))}"
+            f"  {'':9} alone: any run of ten words {share(own, lambda plant: plant.ngrams + plant.solution > 0)}"
+            f", ngrams {share(own, lambda plant: found(plant, config, 'ngrams'))}"
             f", ast {share(own, lambda plant: found(plant, config, 'ast'))}"
             f", functional {share(own, lambda plant: found(plant, config, 'functional'))}"
         )
