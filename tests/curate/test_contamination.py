@@ -135,6 +135,15 @@ def test_classes(
     assert {(finding.benchmark, finding.task) for finding in findings} <= {("humaneval", "Toy/0")}
 
 
+def test_same_task_of_another_benchmark_is_found_too() -> None:
+    both = References([reference_of("humaneval", TOWERS), reference_of("humaneval+", TOWERS)], {})
+    findings = classify(pair(PARAPHRASE, REWRITTEN), both, CONFIG, passed=[0])
+    assert [(each.benchmark, each.kind, each.methods) for each in findings] == [
+        ("humaneval", "leak", ("functional",)),
+        ("humaneval+", "leak", ("functional",)),
+    ]
+
+
 def test_one_leak_is_enough(references: References) -> None:
     findings = classify(pair(OTHER, RENAMED), references, CONFIG)
     assert verdict(findings) == "common"

@@ -99,6 +99,7 @@ class References:
     def __init__(self, references: Sequence[Reference], shipped: Mapping[str, frozenset[int]]) -> None:
         self.all, self.shipped = references, shipped
         self.by_run: dict[int, list[int]] = {}
+        self.by_task: dict[str, list[int]] = {}
         postings: dict[tuple[str, ...], list[int]] = {}
         frequency: Counter[str] = Counter()
         for number, reference in enumerate(references):
@@ -108,6 +109,7 @@ class References:
                 for shape in reference.shapes:
                     postings.setdefault(shape, []).append(number)
             frequency.update(reference.words)
+            self.by_task.setdefault(reference.problem.task_id, []).append(number)
         self.by_shape = {shape: np.array(numbers, np.int32) for shape, numbers in postings.items()}
         self.weights = {word: math.log((1 + len(references)) / count) for word, count in frequency.items()}
         self.totals = [sum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
@@ -325,9 +327,10 @@ def classify(
     for number in np.flatnonzero(overlaps >= config.ast).tolist():
         found.setdefault(number, set()).add("ast")
     words = words_of(record.instruction)
-    for number in passed:
-        if references.all[number].asserts >= ENOUGH or references.statement_score(number, words) >= HINT:
-            found.setdefault(number, set()).add("functional")
+    for judged in map(references.all.__getitem__, passed):
+        for number in references.by_task[judged.problem.task_id]:  # the plus sets have the same tasks
+            if judged.asserts >= ENOUGH or references.statement_score(number, words) >= HINT:
+                found.setdefault(number, set()).add("functional")
     findings = [
         _finding(references, number, methods, references.statement_score(number, words), config)
         for number, methods in sorted(found.items())
