@@ -26,6 +26,8 @@ import numpy as np
 
 from xft.curate.config import CurateSource, DecontaminateConfig
 from xft.curate.contamination import (
+    ENOUGH,
+    HINT,
     References,
     classify,
     load_references,
@@ -232,6 +234,8 @@ def observe(
 ) -> Plant:
     """Collect what speaks for a plant."""
     tree = parse(python_of(record))
+    statement = references.statement_score(number, words_of(record.instruction))
+    enough = references.all[number].asserts >= ENOUGH or statement >= HINT
     ngrams, solution = references.run_shares(runs_of(record)).get(number, (0.0, 0.0))
     return Plant(
         kind=kind,
@@ -239,8 +243,8 @@ def observe(
         ngrams=ngrams,
         solution=solution,
         form=float(references.form_overlaps(units_of(tree) if tree else [])[number]),
-        functional=number in functional.passed(record),
-        statement=references.statement_score(number, words_of(record.instruction)),
+        functional=enough and number in functional.passed(record),
+        statement=statement,
     )
 
 
@@ -287,7 +291,8 @@ def report(seen: list[Plant], config: DecontaminateConfig) -> None:
             f" | leak or common {share(own, lambda plant: matched(plant, config))}"
         )
         print(
-            f"  {'':9} alone: ngrams {share(own, lambda plant: found(plant, config, 'ngrams'))}"
+            f"  {'':9} alone: any run of ten words {share(own, lambda plant: plant.ngrams + plant.solution > 0)}"
+            f", ngrams {share(own, lambda plant: found(plant, config, 'ngrams'))}"
             f", ast {share(own, lambda plant: found(plant, config, 'ast'))}"
             f", functional {share(own, lambda plant: found(plant, config, 'functional'))}"
         )
@@ -343,7 +348,8 @@ def main() -> None:
             for number, kind, record in planted:
                 plant = observe(number, kind, order[number] % 2, record, references, functional)
                 splits = any(number in numbers for numbers in functional.by_name.values())
-                if splits and not plant.functional and kind != "copied":
+                doubtful = splits and kind != "copied" and not plant.functional
+                if doubtful and number not in functional.passed(record):
                     broken += 1
                 else:
                     seen.append(plant)

@@ -85,6 +85,7 @@ PARAPHRASE = (
     "For towers standing next to each other you get their heights in metres. "
     "What is the widest gap of two neighbouring towers?"
 )
+HINT = "Find the widest difference of neighbouring values in a signal."
 OTHER = "Smooth a signal and tell me its largest jump."
 CLEAN = """\
 def total(items):
@@ -117,8 +118,9 @@ def pair(instruction: str, code: str) -> Example:
         (pair(PARAPHRASE, f"{STUB}{BODY}"), "leak", {"ngrams", "ngrams-solution", "ast", "functional"}),
         (pair(PARAPHRASE, RENAMED), "leak", {"ast", "functional"}),
         (pair(PARAPHRASE, REWRITTEN), "leak", {"functional"}),
-        (pair(OTHER, RENAMED), "common", {"ast", "functional"}),
-        (pair(OTHER, REWRITTEN), "common", {"functional"}),
+        (pair(OTHER, RENAMED), "common", {"ast"}),
+        (pair(OTHER, REWRITTEN), None, set()),  # three asserts alone prove little
+        (pair(HINT, REWRITTEN), "common", {"functional"}),
         (pair(PARAPHRASE, CLEAN), None, set()),
         (pair(OTHER, CLEAN), None, set()),
         (Example(instruction=OTHER, response="No code here."), None, set()),
@@ -131,6 +133,15 @@ def test_classes(
     assert verdict(findings) == kind
     assert {method for finding in findings for method in finding.methods} == methods
     assert {(finding.benchmark, finding.task) for finding in findings} <= {("humaneval", "Toy/0")}
+
+
+def test_same_task_of_another_benchmark_is_found_too() -> None:
+    both = References([reference_of("humaneval", TOWERS), reference_of("humaneval+", TOWERS)], {})
+    findings = classify(pair(PARAPHRASE, REWRITTEN), both, CONFIG, passed=[0])
+    assert [(each.benchmark, each.kind, each.methods) for each in findings] == [
+        ("humaneval", "leak", ("functional",)),
+        ("humaneval+", "leak", ("functional",)),
+    ]
 
 
 def test_one_leak_is_enough(references: References) -> None:

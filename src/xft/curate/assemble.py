@@ -139,13 +139,12 @@ class _Tally:
         _count(self.languages.setdefault(source, Counter()), meta.get("language"))
 
     def findings(self, source: int, found: Sequence[Finding]) -> None:
-        """Count the benchmarks that a record matches: once each, and once for each method."""
-        whole = {(each.benchmark, each.kind) for each in found}
-        for benchmark, kind in whole:
-            if not (kind == "common" and (benchmark, "leak") in whole):
-                self.matches[benchmark, kind, "any", source] += 1
-        for benchmark, kind, method in {(each.benchmark, each.kind, way) for each in found for way in each.methods}:
-            self.matches[benchmark, kind, method, source] += 1
+        """Count a record once for each benchmark that it matches, in its worse class, and there for each method."""
+        for benchmark in {each.benchmark for each in found}:
+            own = [each for each in found if each.benchmark == benchmark]
+            kind = verdict(own) or ""
+            for method in {"any", *(way for each in own if each.kind == kind for way in each.methods)}:
+                self.matches[benchmark, kind, method, source] += 1
 
     def statistics(self) -> dict[str, Any]:
         """Return all counts."""

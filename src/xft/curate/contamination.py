@@ -8,6 +8,10 @@ left out (`ast`), or by passing the benchmark's tests (`functional`, see `functi
     common  the solution under another statement: generic code, which the benchmark happens to ask for
     clean   nothing of this
 
+Few asserts prove little: among a thousand problems one is passed by chance, such as a test of parity for some
+property of three numbers. So a pass of fewer than ENOUGH asserts counts only where a word or two of the statement is in
+the instruction.
+
 Where a benchmark's data are not at hand, the shipped hashes of HumanEval's and MBPP's ten-word runs are used; they do
 not say which problem a run is of, so any shared run counts as a leak.
 """
@@ -43,6 +47,8 @@ SAME_TASKS = {"humaneval+": "humaneval"}
 GRAM = 3
 MIN_SHAPES = 12
 """Solutions with fewer different shapes are left out of the comparison by form: anybody's code has them."""
+ENOUGH, HINT = 5, 0.1
+"""Asserts that prove a solution by themselves; share of the statement's words that must stand beside fewer."""
 WORD = re.compile(r"[a-z]+")
 NOT_STATED = re.compile(r"^\s*(?:import |from |>>>|assert ).*$", re.M)
 """Lines of a stub that are code, and say nothing about the task."""
@@ -84,6 +90,7 @@ class Reference:
     statement_runs: frozenset[int]
     solution_runs: frozenset[int]
     shapes: frozenset[tuple[str, ...]]
+    asserts: int
 
 
 class References:
@@ -92,6 +99,7 @@ class References:
     def __init__(self, references: Sequence[Reference], shipped: Mapping[str, frozenset[int]]) -> None:
         self.all, self.shipped = references, shipped
         self.by_run: dict[int, list[int]] = {}
+        self.by_task: dict[str, list[int]] = {}
         postings: dict[tuple[str, ...], list[int]] = {}
         frequency: Counter[str] = Counter()
         for number, reference in enumerate(references):
@@ -101,6 +109,7 @@ class References:
                 for shape in reference.shapes:
                     postings.setdefault(shape, []).append(number)
             frequency.update(reference.words)
+            self.by_task.setdefault(reference.problem.task_id, []).append(number)
         self.by_shape = {shape: np.array(numbers, np.int32) for shape, numbers in postings.items()}
         self.weights = {word: math.log((1 + len(references)) / count) for word, count in frequency.items()}
         self.totals = [sum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
@@ -218,6 +227,7 @@ def reference_of(benchmark: str, problem: Problem) -> Reference:
         statement_runs=frozenset(tengrams(problem.stub)),
         solution_runs=frozenset(tengrams(problem.canonical)),
         shapes=max(own, key=len, default=frozenset()),
+        asserts=problem.tests.count("assert ") if isinstance(problem.tests, str) else ENOUGH,
     )
 
 
@@ -316,9 +326,11 @@ def classify(
     overlaps = references.form_overlaps(units_of(tree) if tree else [])
     for number in np.flatnonzero(overlaps >= config.ast).tolist():
         found.setdefault(number, set()).add("ast")
-    for number in passed:
-        found.setdefault(number, set()).add("functional")
     words = words_of(record.instruction)
+    for judged in map(references.all.__getitem__, passed):
+        for number in references.by_task[judged.problem.task_id]:  # the plus sets have the same tasks
+            if judged.asserts >= ENOUGH or references.statement_score(number, words) >= HINT:
+                found.setdefault(number, set()).add("functional")
     findings = [
         _finding(references, number, methods, references.statement_score(number, words), config)
         for number, methods in sorted(found.items())

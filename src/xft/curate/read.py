@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -129,15 +130,12 @@ def read_shard(shard: Shard, source: CurateSource, kind: str) -> Iterator[Exampl
 
 def _short(reason: str) -> str:
     """Return what is common to all such faults, since reasons are counted."""
-    return reason.partition(" (")[0]
+    return re.split(r" \(|; ", reason, maxsplit=1)[0]
 
 
 def _records(shard: Shard) -> Iterator[tuple[str, Any]]:
     if not shard.path.endswith((".jsonl", ".jsonl.gz")):
-        try:
-            yield from read_records(Path(shard.path))
-        except RecursionError:
-            raise DataError(f"{shard.path}: nested too deeply") from None
+        yield from read_records(Path(shard.path))
         return
     with _open(shard.path) as handle:
         if shard.start:

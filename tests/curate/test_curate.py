@@ -358,3 +358,21 @@ def test_classifier_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     call = ("curate", tmp_path / "out", "--data", tmp_path / "good.jsonl", tmp_path / "bad.jsonl", "--workers", 1)
     assert xft(monkeypatch, *call, "--recipe", tmp_path / "r.yaml") == 0
     assert json.loads((tmp_path / "out" / "statistics.json").read_text())["kept"] == 40
+
+
+@pytest.mark.parametrize(
+    ("library", "recipe"),
+    [("rensa", "steps: [schema]"), ("tree_sitter", "steps: [parse]"), ("py3langid.langid", "steps: [language]")],
+)
+def test_missing_library_stops_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], library: str, recipe: str
+) -> None:
+    from xft.curate import text
+
+    text._identifier.cache_clear()
+    monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / "r.yaml").write_text(recipe)
+    call = ("curate", tmp_path / "out", "--data", "shipped:python", "--recipe", tmp_path / "r.yaml")
+    assert xft(monkeypatch, *call) == 2
+    assert "pip install 'xft[data]'" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.jsonl"))
