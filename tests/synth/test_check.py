@@ -89,7 +89,7 @@ def test_a_wrong_solution_is_repaired_with_one_request_that_has_the_error(sandbo
     assert kept.meta["check"]["status"] == "repaired"
     assert kept.response == fenced(GOOD)
     assert wrong in prompts[1]
-    assert "assert add(1, 2) == 3: AssertionError" in prompts[1]
+    assert "assert add(1, 2) == 3: AssertionError: got -1" in prompts[1]
 
 
 def test_a_repair_may_correct_the_tests_alone(sandbox: Sandbox, tmp_path: Path) -> None:

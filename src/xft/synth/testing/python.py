@@ -10,6 +10,9 @@ from xft.synth.mutate import mutants
 from xft.synth.rules import code_in, parsed
 from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testing
 
+SHOWN = 200
+"""Characters of a wrong result."""
+
 
 def outline(code: str) -> str:
     """Return a program's functions and classes without their bodies, with their docstrings; "" without any."""
@@ -66,9 +69,17 @@ def _names(node: ast.stmt) -> list[str]:
 
 
 def run(runner: Runner, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
-    """Run a solution with tests below it."""
-    program = "\n\n".join([code, suite.setup, *suite.tests]) + "\n"
+    """Run a solution with tests below it; a comparison that fails says what it got, for the repair."""
+    program = "\n\n".join([code, suite.setup, *map(_telling, suite.tests)]) + "\n"
     return runner.run(program, seconds=seconds, memory_mb=memory_mb)
+
+
+def _telling(test: str) -> str:
+    match ast.parse(test).body:
+        case [ast.Assert(test=ast.Compare(left=left), msg=None) as node]:
+            node.msg = ast.parse(f"'got ' + repr({ast.unparse(left)})[:{SHOWN}]", mode="eval").body
+            return ast.unparse(node)
+    return test
 
 
 TESTINGS.register("python")(Testing(form="`assert` statement", outline=outline, suite=suite, mutants=mutants, run=run))
