@@ -4,7 +4,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow bench check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ test: check             ## what CI runs
 
 test-slow: $(READY)     ## the minutes-long tests
 	$(BIN)/pytest -rs -m slow
+
+bench: $(READY)         ## the tables of docs/performance.md, on an idle machine: about an hour
+	$(BIN)/python benchmarks/moe_layer.py
+	$(BIN)/python benchmarks/training_step.py --layouts copy delta adapter
+	$(BIN)/python benchmarks/merge_step.py
+	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/whole_job.py --layouts delta adapter
 
 clean:                  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
