@@ -20,7 +20,7 @@ HEAVY = {
 }  # fmt: skip
 TRAINING = {
     "moe", "checkpoint", "dequantise", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
-    "export", "adapters", "eval.generate", "eval.heldout",
+    "export", "export_adapters", "eval.generate", "eval.heldout",
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
 COMMANDS = (

@@ -87,7 +87,7 @@ class Checkpoint:
     @property
     def family(self) -> Family:
         """Return the model's family; raises CheckpointError for an unknown one."""
-        return family_of(str(self.config.get("model_type")), str(self.folder))
+        return family_of(str(self.config.get("model_type")), str(self.folder), self.names())
 
     @property
     def layers(self) -> int:

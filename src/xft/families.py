@@ -1,12 +1,16 @@
 """FAMILIES: what differs between model families, as data.
 
-To add a family, register a `Family` here; the tests over `FAMILIES` then upcycle, prove, merge and reload a tiny
-random model of it.
+To add a family, register a `Family` here; the tests over `FAMILIES` then upcycle, prove, tune, merge and reload a tiny
+random model of it: `pytest $(grep -rl FAMILIES tests) -k NAME`. What such a model needs to be telling, such as a scale
+that is 1 by default, goes into `SPECIAL` in tests/conftest.py; a scale of the logits into `SCALINGS` in tune/loss.py.
+
+A family has its layers in a list `TRUNK.layers`, each with its FFN in `mlp`, and `num_hidden_layers`, `hidden_size` and
+`intermediate_size` in config.json. One that is built otherwise (GPT-J, Falcon) does not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +133,8 @@ for _family in (
     FAMILIES.register(_family.model_type)(_family)
 
 
-def family_of(model_type: str, where: str) -> Family:
-    """Return the family of a dense or mixture `model_type`; `where` names the checkpoint in the message.
+def family_of(model_type: str, where: str, names: Sequence[str] = ()) -> Family:
+    """Return the family of a dense or mixture `model_type`; `where` names the checkpoint, `names` its tensors.
 
     Raises:
         CheckpointError: no entry; the message says what an entry needs.
@@ -139,8 +143,10 @@ def family_of(model_type: str, where: str) -> Family:
     if dense not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         looked_for = ", ".join(FAMILIES["llama"].ffn_tensors(0))
+        first = [name for name in names if ".0." in name and name.endswith(".weight") and "mlp" in name]
+        has = f"; it has {', '.join(first)}" if first else ""
         raise CheckpointError(
-            f"{where}: unknown model family {dense!r} (known: {known}); an entry in xft/families.py names its classes "
-            f"and FFN tensors, such as {looked_for}"
+            f"{where}: unknown model family {dense!r} (known: {known}); an entry in src/xft/families.py names its "
+            f"classes and FFN tensors, such as Llama's {looked_for}{has}; CONTRIBUTING.md says how to add one"
         )
     return FAMILIES[dense]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_settings_that_no_chosen_method_heeds_are_refused(method: MergeMethod) -
             refuse_unheeded(config, [name])
         user = next(other for other, entry in MERGE_METHODS.items() if key in entry.options)
         refuse_unheeded(config, [name, user])
+
+
+def test_each_option_is_a_setting_that_changes_the_result(method: MergeMethod) -> None:
+    assert set(method.options) <= set(MergeConfig.model_fields)
+    if method.differences is None:
+        assert not {"density", "scale"} & set(method.options)
+        return
+    experts, weights_E = [matrix(seed) for seed in range(5)], some_weights(0.3)
+    plain = merged(method, experts, matrix(9), weights_E, Options(density=0.5, scale=1.0))
+    for key in ("density", "scale"):
+        other = merged(method, experts, matrix(9), weights_E, replace(Options(density=0.5, scale=1.0), **{key: 0.8}))
+        assert torch.equal(plain, other) != (key in method.options), key
 
 
 @pytest.mark.parametrize("shared_weight", WEIGHTS)

@@ -25,7 +25,11 @@ from xft.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class MergeMethod:
-    """A way to turn experts into one FFN."""
+    """A way to turn experts into one FFN.
+
+    Every one gives the expert where all are equal, the base where none has left it, and, but for what it drops at
+    random or by size, the expert that has all the weight.
+    """
 
     weights: Literal["equal", "load", "learned"]
     """Where the routed experts' shares come from: alike, by the tokens each one got in training, or by training."""

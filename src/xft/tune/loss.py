@@ -14,6 +14,12 @@ from xft.tune.dataset import IGNORED
 
 Head = Callable[[Tensor], Tensor]
 
+SCALINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logits_scaling": lambda logits, value: logits / value,  # Granite
+    "logit_scale": lambda logits, value: logits * value,  # Cohere
+    "final_logit_softcapping": lambda logits, value: torch.tanh(logits / value) * value,  # Gemma
+}
+"""What families do to the output matrix's logits, by the keys of config.json that say so."""
 ROWS = 512
 """Positions whose logits exist at one time."""
 
@@ -30,14 +36,14 @@ def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) ->
 
 def logits_of(model: Any) -> Head:
     """Return what turns a model's hidden states into its logits: the output matrix, and what the family does then."""
-    matrix, scaling = model.get_output_embeddings(), getattr(model.config, "logits_scaling", None)  # Granite
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma
+    matrix, config = model.get_output_embeddings(), model.config
+    scalings = [(scale, getattr(config, key)) for key, scale in SCALINGS.items() if getattr(config, key, None)]
 
     def head(hidden: Tensor) -> Tensor:
         logits: Tensor = matrix(hidden)
-        if scaling is not None:
-            logits = logits / scaling
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        for scale, value in scalings:
+            logits = scale(logits, value)
+        return logits
 
     return head
 
