@@ -61,7 +61,7 @@ def test_bad_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (b'{"instruction": "ask", "response": ""}', "response is empty"),
         (b'{"instruction": "ask", "response": 5}', "response is not text but int"),
         (b'{"question": "ask"}', "no known layout in its keys"),
-        (b"[1, 2]", "not an object with named fields; a file that is one JSON array is named .json"),
+        (b"[1, 2]", "not an object with named fields"),
         (b"", None),
         (good, None),
     ]
