@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xft.export_adapters import export_adapters
 from xft.cards import write_export_card
 from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
+from xft.export_adapters import export_adapters
 from xft.moe.layouts import Layout
 from xft.moe.mixture import Mixture
 from xft.progress import track
