@@ -157,9 +157,7 @@ def merge(
     more: More = None,
     data: Data = None,
     method: Annotated[str, typer.Option(help="learned, uniform, ties, ...; an unknown name lists all.")] = "learned",
-    base: Annotated[
-        str | None, typer.Option(help="The dense parent, for methods such as ties.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="The dense parent, for methods such as ties.")] = None,
     shared_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the shared expert (lambda).")] = 0.75,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Pairs per optimiser step.")] = 64,

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+BLOCK = 1 << 20
+"""Entries that are mixed at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What combinations of differences can be told."""
@@ -26,15 +30,29 @@ class Options:
 
 
 def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return `Σ w_i W_i`, one expert at a time; `out`, when given, is overwritten and returned."""
+    """Return `Σ w_i W_i`; `out`, when given, is overwritten and returned.
+
+    Some rows at a time, each expert's after the other: the sum stays in the cache, and nothing is allocated anew.
+    """
     first, *others = experts_E
     weight, *weights = weights_E.tolist()
     mixed = torch.empty(first.shape, dtype=torch.float32, device=weights_E.device) if out is None else out
-    mixed.copy_(first)
-    mixed.mul_(weight)
-    for expert, weight in zip(others, weights, strict=True):
-        mixed.add_(expert.to(mixed.device), alpha=weight)
+    blocks = list(row_blocks(mixed))
+    same = all(expert.dtype == mixed.dtype and expert.device == mixed.device for expert in others)
+    held = torch.empty(0 if same else mixed[blocks[0]].numel(), dtype=mixed.dtype, device=mixed.device)
+    for rows in blocks:
+        part = mixed[rows].copy_(first[rows]).mul_(weight)
+        for expert, share in zip(others, weights, strict=True):
+            own = expert[rows] if same else held[: part.numel()].view(part.shape).copy_(expert[rows])
+            part.add_(own, alpha=share)
     return mixed
+
+
+def row_blocks(tensor: Tensor) -> Iterator[slice]:
+    """Cut a tensor's first dimension into blocks of about a million entries."""
+    rows = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
+    for start in range(0, len(tensor), rows):
+        yield slice(start, start + rows)
 
 
 def task_arithmetic(experts_E: Sequence[Tensor], base: Tensor, weights_E: Tensor, options: Options) -> Tensor:

@@ -23,7 +23,7 @@ from xft.checkpoint import (
     write_config,
 )
 from xft.families import Part
-from xft.merge.combine import Options, linear
+from xft.merge.combine import Options, linear, row_blocks
 from xft.merge.methods import Coefficients
 from xft.moe.layouts import Piece
 from xft.moe.mixture import Mixture
@@ -101,12 +101,16 @@ def write_merged(
                 linear(piece.experts, weights_E, out=piece.view(mixed))
             else:
                 piece.view(mixed).copy_(differences.combined(name, number, piece, weights_E))
-        rounded = finite(mixed, name).to(dtype)
-        if dtype != torch.float32:
-            error = (mixed - rounded.float()).abs()
+        finite(mixed, name)
+        if dtype == torch.float32:
+            return [mixed]
+        rounded = torch.empty(mixed.shape, dtype=dtype)
+        for rows in row_blocks(mixed):
+            rounded[rows].copy_(mixed[rows])
+            error = mixed[rows].sub_(rounded[rows].float()).abs_()
             rounding["largest"] = max(rounding["largest"], float(error.max()))
             rounding["sum"] += float(error.sum())
-            rounding["weights"] += error.numel()
+        rounding["weights"] += mixed.numel()
         return [rounded]
 
     plan: list[Planned] = []
