@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 BLOCK = 1 << 20
 """Entries that are mixed at a time."""
 
