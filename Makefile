@@ -19,8 +19,8 @@ check: $(READY)         ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check             ## what CI runs
-	$(BIN)/pytest -rs
+test: check             ## what CI runs; two processes, a test file in one of them
+	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist loadfile
 
 test-slow: $(READY)     ## the minutes-long tests
 	$(BIN)/pytest -rs -m slow

@@ -56,15 +56,13 @@ class Server(BaseHTTPRequestHandler):
             entry |= {"event": event, "at": time.monotonic(), "most": STATE["most"]}
             with LOG.open("a") as log:
                 log.write(json.dumps(entry) + "\n")
-        try:
-            self.meet(event, body, prompt)
-        finally:
-            with LOCK:
-                STATE["now"] -= 1
+        time.sleep(SCRIPT.get("seconds", 0))
+        with LOCK:  # before the reply, behind which the next request can be faster than this thread
+            STATE["now"] -= 1
+        self.meet(event, body, prompt)
 
     def meet(self, event: str, body: dict[str, Any], prompt: str) -> None:
         kind, _, detail = event.partition(":")
-        time.sleep(SCRIPT.get("seconds", 0))
         if kind == "answer":
             text = SCRIPT["text"].format(prompt=prompt, seed=body.get("seed"))
             finish = SCRIPT.get("finish", "stop")
