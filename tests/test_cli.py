@@ -459,6 +459,8 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("merge", "MOE", "OUT", "--shared-weight", "-0.5"), ("--shared-weight", "0; see --help")),
         (("merge", "MOE", "OUT", "--method", "median"), ("unknown merge method 'median'", "learned, router-weighted")),
         (("merge", "MOE", "OUT"), ("no data; give --data FILE",)),
+        (("upcycle", "BASE", "OUT", "--set", "experts.x=5"), ("experts", "valid integer")),
+        (("upcycle", "BASE", "OUT", "--set", "noise=["), ("noise", "valid number")),
         (("upcycle", "BASE", "OUT", "--set", "experts=5"), ("--set experts=5", "has the option --experts")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--lr", "inf"), ("lr", "finite number")),
         (("tune", "BASE", "OUT", "--data", "DATA", "--column", "instruction"), ("--column instruction", "field=name")),

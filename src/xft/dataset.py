@@ -54,13 +54,13 @@ def run(
         FetchError: the teacher, or something from the hub, can't be had.
     """
     from xft.curate.classifier import models_of
-    from xft.curate.contamination import benchmark_digests
+    from xft.curate.contamination import benchmark_digests, warn_of_partial
     from xft.curate.read import input_digests, plan_shards
     from xft.curate.run import CurateJob, curate
     from xft.curate.step import build_steps
     from xft.fetch import cache_dir
     from xft.graph import Node, bring_up_to_date, run_folder
-    from xft.synth.stage import open_stage
+    from xft.synth.stage import open_stage, report
 
     settings = recipe.curate
     build_steps(settings.steps, settings.kind)
@@ -74,6 +74,7 @@ def run(
     if settings.decontaminate:
         digests = benchmark_digests(settings.decontaminate)
         outside |= {f"benchmark {name}": digest for name, digest in digests.items()}
+        warn_of_partial(digests)
     with run_folder(out):
         synth = open_stage(recipe.synth, recipe.seeds, recipe.teacher, recipe.seed, store=cache_dir() / "answers")
         sources = [source.model_dump() for source in recipe.sources]
@@ -86,4 +87,5 @@ def run(
         ]  # fmt: skip
         bring_up_to_date(nodes, out, recipe, redo=redo, confirm=confirm, say=say)
         synth.close()
+        report(out / "synth", recipe.synth)
     return out / "curate"

@@ -322,13 +322,24 @@ def _read_tree(name: str | Path) -> tuple[Path, dict[str, Any]]:
                 f"{name}: no such recipe file; shipped recipes: {', '.join(shipped)}{did_you_mean(name, shipped)}"
             )
         path = shipped[str(name)]
+    return path, read_mapping(path, Recipe)
+
+
+def read_mapping(path: Path, schema: type[Section]) -> dict[str, Any]:
+    """Return a YAML file's mapping, unchecked; `schema` has the keys that a message names.
+
+    Raises:
+        RecipeError: it can't be read, or is not a YAML mapping.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(Recipe.model_fields)}")
-    return path, tree
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(schema.model_fields)}")
+    return tree
 
 
 def _fault(schema: type[Section], tree: dict[str, Any]) -> str | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stock import HIDDEN, stock_ffn
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from xft.cost import count_checkpoint
 from xft.families import FAMILIES
@@ -18,18 +18,7 @@ from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
 EXPERTS, RANK = 4, 3
-D, TOKENS = 12, 9
-
-
-def stock_ffn(model_type: str) -> nn.Module:
-    config = AutoConfig.for_model(
-        model_type, hidden_size=D, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, head_dim=6,
-        num_key_value_heads=2, vocab_size=16, pad_token_id=0,
-    )  # fmt: skip
-    ffn = AutoModelForCausalLM.from_config(config).get_submodule(FAMILIES[model_type].ffn(0))
-    for parameter in ffn.parameters():
-        nn.init.normal_(parameter)
-    return ffn.double().eval()
+D, TOKENS = HIDDEN, 9
 
 
 def adapters_of(ffn: nn.Module, model_type: str) -> AdapterExperts:

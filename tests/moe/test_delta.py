@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from stock import stock_ffn
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from xft.families import FAMILIES
 from xft.merge.fit import Merging
@@ -25,17 +26,6 @@ from xft.upcycle import upcycle
 
 EXPERTS, RANK = 4, 3
 IDS = torch.randint(4, 260, (3, 24), generator=torch.Generator().manual_seed(1))
-
-
-def stock_ffn(model_type: str) -> nn.Module:
-    config = AutoConfig.for_model(
-        model_type, hidden_size=12, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, head_dim=6,
-        num_key_value_heads=2, vocab_size=16, pad_token_id=0,
-    )  # fmt: skip
-    ffn = AutoModelForCausalLM.from_config(config).get_submodule(FAMILIES[model_type].ffn(0))
-    for parameter in ffn.parameters():
-        nn.init.normal_(parameter)
-    return ffn.double().eval()
 
 
 def routing(tokens: int, keep: int) -> Routing:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from scripted_teacher import Script, good, played
+from scripted_teacher import Script, good
 
 from xft import dataset
 from xft.dataset import DatasetRecipe
 from xft.errors import FetchError, RecipeError, RunError
-from xft.eval.generate import server
 from xft.recipe import load_any
 
 Run = Callable[..., list[str]]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Script], str]]:
-    monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("XFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("XFT_DATA", raising=False)
-    monkeypatch.delenv(server.KEY, raising=False)
-    with ExitStack() as stack:
-        yield lambda script: stack.enter_context(played(script))
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_teacher import Script, good, played, solution
+from scripted_teacher import Script, good, solution
 from typer.testing import CliRunner
 
 from xft.cli import app
@@ -25,16 +23,6 @@ from xft.recipe import DataSource
 
 RUNNER = CliRunner()
 CHECKED = "--check=python"
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Script], str]]:
-    monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("XFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(server.KEY, raising=False)
-    with ExitStack() as stack:
-        yield lambda script: stack.enter_context(played(script))
 
 
 @pytest.fixture

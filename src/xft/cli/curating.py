@@ -49,16 +49,16 @@ def curate(
     `xft curate classifier` trains a quality classifier for the step of that name.
     """
     from xft.curate.classifier import models_of
-    from xft.curate.config import load_curate_recipe, parse_curate
-    from xft.curate.contamination import benchmark_digests
+    from xft.curate.config import CurateConfig, parse_curate
+    from xft.curate.contamination import benchmark_digests, warn_of_partial
     from xft.curate.read import input_digests, plan_shards
     from xft.curate.run import CurateJob
     from xft.curate.run import curate as work_on
-    from xft.recipe import apply_override
+    from xft.recipe import apply_override, read_mapping
 
     if data_dir:
         os.environ["XFT_DATA"] = str(data_dir)
-    tree = load_curate_recipe(recipe) if recipe else {}
+    tree = read_mapping(recipe, CurateConfig) if recipe else {}
     if data:
         given = options.sources_of(data, more, column)
         tree["sources"] = [source.model_dump(exclude_defaults=True) for source in given]
@@ -73,7 +73,7 @@ def curate(
     if config.decontaminate:
         digests = benchmark_digests(config.decontaminate)
         inputs |= {f"benchmark {name}": digest for name, digest in digests.items()}
-        _warn(digests)
+        warn_of_partial(digests)
     inputs |= models_of(config.steps)
 
     def work(partial: Path, _meter: Meter) -> None:
@@ -81,19 +81,6 @@ def curate(
 
     options.finish(out, "curate", config.model_dump(), inputs, work, seed)
     _show(out)
-
-
-def _warn(digests: dict[str, str]) -> None:
-    """Say which benchmarks are not compared whole."""
-    partly = [name for name, digest in digests.items() if digest == "fingerprints"]
-    lacking = [name for name, digest in digests.items() if digest == "none"]
-    if partly or lacking:
-        said = [f"{', '.join(partly)}: by ten-word runs only"] if partly else []
-        said += [f"{', '.join(lacking)}: not at all"] if lacking else []
-        print(
-            f"benchmarks whose data are not at hand are compared in part ({'; '.join(said)}); --data-dir has them all",
-            file=sys.stderr,
-        )
 
 
 def _show(out: Path) -> None:

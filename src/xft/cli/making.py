@@ -40,6 +40,8 @@ def run(
 
         _show_report(folder, pipeline.run(plan, folder, redo=redo, confirm=_confirm, say=_say))
     else:
+        if plan.teacher.local:
+            options.need_training()
         from xft import dataset
 
         print(f"data set: {dataset.run(plan, folder, redo=redo, confirm=_confirm, say=_say)}")

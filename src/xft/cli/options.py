@@ -33,21 +33,15 @@ Set = Annotated[
 
 def section(schema: Any, settings: list[str] | None, **values: Any) -> Any:
     """Check options against a section of the recipe's schema."""
-    import yaml
-
-    from xft.recipe import parse_section
+    from xft.recipe import apply_override, parse_section
 
     for setting in settings or []:
-        key, equals, text = setting.partition("=")
+        key, equals, _ = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: has the form key=value")
         if key in values:
             raise RecipeError(f"--set {setting}: this command has the option --{key.replace('_', '-')} for it")
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = yaml.safe_load(text)
+        apply_override(values, setting)
     return parse_section(schema, values, "command line")
 
 

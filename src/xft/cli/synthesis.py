@@ -68,7 +68,7 @@ def synth(
 
     A server's key is read from OPENAI_API_KEY.
     """
-    from xft.synth.config import SynthConfig
+    from xft.synth.config import SynthConfig, TeacherConfig
 
     given: dict[str, Any] = {"method": method, "pairs": pairs, "limit": limit, "temperature": temperature}
     given |= {"max_new_tokens": max_new_tokens, "check": {"languages": check}}
@@ -76,13 +76,12 @@ def synth(
     sources = _sources(seeds, more, license=license, exclude=exclude or [], column=column)
     if not teacher:
         raise RecipeError("no teacher; give --teacher with a server's address, or a local model's folder or name")
-    if not teacher.startswith(("http://", "https://")):
+    who = TeacherConfig(name=teacher, model=model, prompt=prompt, backend=backend, batch=batch)
+    if who.local:
         options.need_training()
     from xft.fetch import cache_dir
-    from xft.synth.config import TeacherConfig
     from xft.synth.stage import open_stage, report
 
-    who = TeacherConfig(name=teacher, model=model, prompt=prompt, backend=backend, batch=batch)
     stage = open_stage(config, sources, who, seed, store=store or cache_dir() / "answers", allow_unsafe=allow_unsafe)
     options.finish(out, "synth", stage.config, stage.inputs, stage.work, seed)
     stage.close()

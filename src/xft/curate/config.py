@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from xft.errors import RecipeError
 from xft.recipe import DataSource, Section, parse_section
 
 
@@ -142,23 +139,6 @@ class CurateConfig(Curation):
             twice = next(label for label in labels if labels.count(label) > 1)
             raise ValueError(f"two sources are called {twice!r}; give one of them another name")
         return self
-
-
-def load_curate_recipe(path: Path) -> dict[str, Any]:
-    """Read a curate recipe's mapping; `parse_curate` checks it once the command line's sources are in it.
-
-    Raises:
-        RecipeError: no such file, or not a YAML mapping.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; give a YAML file with the keys of a curate recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(CurateConfig.model_fields)}")
-    return tree
 
 
 def parse_curate(tree: dict[str, Any], where: str) -> CurateConfig:

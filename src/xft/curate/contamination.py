@@ -23,6 +23,7 @@ import builtins
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,19 @@ def benchmark_digests(config: DecontaminateConfig) -> dict[str, str]:
         except (DataError, FetchError, MissingExtraError):
             found[name] = "fingerprints" if name in SHIPPED else "none"
     return found
+
+
+def warn_of_partial(digests: dict[str, str]) -> None:
+    """Say which benchmarks are not compared whole."""
+    partly = [name for name, digest in digests.items() if digest == "fingerprints"]
+    lacking = [name for name, digest in digests.items() if digest == "none"]
+    if partly or lacking:
+        said = [f"{', '.join(partly)}: by ten-word runs only"] if partly else []
+        said += [f"{', '.join(lacking)}: not at all"] if lacking else []
+        print(
+            f"benchmarks whose data are not at hand are compared in part ({'; '.join(said)}); --data-dir has them all",
+            file=sys.stderr,
+        )
 
 
 def coverage(config: DecontaminateConfig) -> dict[str, str]:

@@ -64,7 +64,7 @@ def merge(job: MergeJob, meter: Meter) -> None:
         if job.base is None:
             raise RunError(f"{job.method} combines differences from the dense base; give it with --base")
         parent = Checkpoint(job.base)
-        if mixture.options.get("base_fingerprint", fingerprint(parent)) != fingerprint(parent):
+        if mixture.options.get("base_fingerprint", own := fingerprint(parent)) != own:
             raise CheckpointError(
                 f"{job.base}: not the model that {job.mixture} was upcycled from, {mixture.options['base']!r}; "
                 f"{job.method} combines differences from that one"

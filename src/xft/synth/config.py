@@ -46,6 +46,11 @@ class TeacherConfig(Section):
     batch: Annotated[int, Field(ge=1)] = 16
     """Answers made, or requests sent, at once."""
 
+    @property
+    def local(self) -> bool:
+        """Tell whether it runs here, which takes the training extra."""
+        return not self.name.startswith(("http://", "https://"))
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
