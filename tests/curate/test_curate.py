@@ -306,7 +306,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert xft(monkeypatch, *call) == 0
     printed = capfd.readouterr()
     assert "could not be read" in printed.out and "response over 3 lines" in printed.out
-    assert "mbpp: by ten-word runs only" in printed.err
+    assert "(humaneval, mbpp: by ten-word runs only; ds1000, " in printed.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["config"]["steps"][1] == {"name": "length", "options": {"max_lines": 3}}
     assert manifest["inputs"]["benchmark mbpp"] == "fingerprints"

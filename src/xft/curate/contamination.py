@@ -169,7 +169,7 @@ def selected(config: DecontaminateConfig) -> list[str]:
     Raises:
         UnknownNameError: no such benchmark.
     """
-    wanted = list(BENCHMARKS) if config.benchmarks is None else config.benchmarks
+    wanted = sorted(BENCHMARKS) if config.benchmarks is None else config.benchmarks  # modules register in any order
     names = dict.fromkeys(name for each in wanted for name in (SAME_TASKS.get(each, each), each))
     for name in names:
         BENCHMARKS[name]
