@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,9 @@ import yaml
 from xft.errors import RunError
 from xft.progress import clock
 from xft.stage import Meter, Stage, aside_of, locked, read_manifest, run_stage, set_aside
+
+Make = Callable[[Path, Stage], dict[str, Any]]
+"""Makes a folder and returns its manifest, as `run_stage` does."""
 
 ASK_SECONDS = 600.0
 RECIPE = "recipe.yaml"
@@ -32,13 +38,13 @@ class Node:
 
 
 @contextmanager
-def run_folder(out: Path) -> Iterator[None]:
-    """Hold a run directory, made if need be.
+def run_folder(out: Path, sign: str = RECIPE) -> Iterator[None]:
+    """Hold a run directory, made if need be; `sign` is the file that tells it from other folders.
 
     Raises:
         RunError: another process is at it, or it holds something else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / RECIPE).exists() and not (out / ".lock").exists():
+    if out.exists() and any(out.iterdir()) and not (out / sign).exists() and not (out / ".lock").exists():
         raise RunError(f"{out}: holds something else than a run; give another folder with --out")
     with locked(out / ".lock"):
         yield
@@ -53,6 +59,7 @@ def bring_up_to_date(
     confirm: Callable[[str], bool],
     say: Callable[[str], None],
     prepare: Callable[[], None] = lambda: None,
+    make: Make = run_stage,
 ) -> None:
     """Do what is not done yet, in the nodes' order, and write the resolved recipe beside it.
 
@@ -61,8 +68,12 @@ def bring_up_to_date(
     Raises:
         RunError: redoing needs the user's word.
     """
-    _ask_before_redoing(nodes, out, recipe.seed, redo, confirm, say)
+    fitting = _fitting(nodes, out, recipe.seed)
+    emptied = [fitting.pop(name) for name in _wanted_again(nodes, fitting)]
+    _ask_before_redoing(nodes, out, fitting, redo, confirm, say)
     prepare()
+    for manifest in emptied:
+        shutil.rmtree(next(place for place, found in _places(out, manifest["stage"], manifest["key"]) if found))
     (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     for number, node in enumerate(nodes, start=1):
         stage = stage_of(node, out, recipe.seed)
@@ -70,7 +81,7 @@ def bring_up_to_date(
         manifest = _current(folder, stage)
         if manifest is None:
             say(f"[{number}/{len(nodes)}] {node.name}")
-            manifest = run_stage(folder, stage)
+            manifest = make(folder, stage)
             say(f"[{number}/{len(nodes)}] {node.name}: {clock(manifest['wall_seconds'])}")
         else:
             say(f"[{number}/{len(nodes)}] {node.name}: done before")
@@ -102,24 +113,48 @@ def _current(folder: Path, stage: Stage) -> dict[str, Any] | None:
     return None
 
 
+def _fitting(nodes: Sequence[Node], out: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the manifest of each stage whose content is there, or was put aside, and need not be made."""
+    found: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        if all(name in found for name in node.after):
+            inputs = {name: found[name]["digest"] for name in node.after} | node.outside
+            key = Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed).key
+            if fitting := next((manifest for _, manifest in _places(out, node.name, key) if manifest), None):
+                found[node.name] = fitting
+    return found
+
+
+def _places(out: Path, name: str, key: str) -> list[tuple[Path, dict[str, Any] | None]]:
+    """Return the folders in which a stage may be, the one put aside last, with the manifest of those that have the key."""
+    places = (out / name, aside_of(out / name, key))
+    manifests = [read_manifest(place) for place in places]
+    return [
+        (place, manifest if manifest and manifest["key"] == key else None)
+        for place, manifest in zip(places, manifests, strict=True)
+    ]
+
+
+def _wanted_again(nodes: Sequence[Node], fitting: dict[str, dict[str, Any]]) -> list[str]:
+    """Name the stages with deleted files which a stage that must be made will read."""
+    again: list[str] = []
+    for node in reversed(nodes):
+        if node.name in again or node.name not in fitting:
+            again += [name for name in node.after if fitting.get(name, {}).get("dropped") and name not in again]
+    return again
+
+
 def _ask_before_redoing(
-    nodes: Sequence[Node], out: Path, seed: int, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+    nodes: Sequence[Node],
+    out: Path,
+    fitting: Collection[str],
+    redo: bool,
+    confirm: Callable[[str], bool],
+    say: Callable[[str], None],
 ) -> None:
     """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
-    stale: dict[str, float] = {}
-    digests: dict[str, str] = {}
-    """Of the content that each stage has or, put aside earlier, will have again without work."""
-    for node in nodes:
-        present = read_manifest(out / node.name)
-        if all(name in digests for name in node.after):
-            inputs = {name: digests[name] for name in node.after} | node.outside
-            key = Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed).key
-            found = (present, read_manifest(aside_of(out / node.name, key)))
-            if fitting := next((manifest for manifest in found if manifest and manifest["key"] == key), None):
-                digests[node.name] = fitting["digest"]
-                continue
-        if present:
-            stale[node.name] = float(present["wall_seconds"])
+    present = {node.name: read_manifest(out / node.name) for node in nodes if node.name not in fitting}
+    stale = {name: float(manifest["wall_seconds"]) for name, manifest in present.items() if manifest}
     if not stale:
         return
     total = sum(stale.values())
@@ -129,3 +164,21 @@ def _ask_before_redoing(
         raise RunError(
             f"{out}: {clock(total)} of work would be redone ({listed}); say so with --redo, or give another --out"
         )
+
+
+def ancestors(nodes: Sequence[Node], name: str) -> list[Node]:
+    """Return a stage and all that it depends on, in the nodes' order."""
+    wanted = {name}
+    for node in reversed(nodes):
+        if node.name in wanted:
+            wanted.update(node.after)
+    return [node for node in nodes if node.name in wanted]
+
+
+def fingerprints(nodes: Sequence[Node], seed: int) -> dict[str, str]:
+    """Return a hash of all that each stage's content depends on, known before anything is made."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        tree = [node.name, node.config, node.outside, seed, [found[name] for name in node.after]]
+        found[node.name] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return found

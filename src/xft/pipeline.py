@@ -4,11 +4,13 @@ base ──► sft ────────────────────�
   │  └─► upcycle ─► moe ─┬────────────────► eval/moe
   │                      ├─► merge/uniform ► eval/uniform
 data ────────────────────┴─► merge/learned ► eval/xft
+
+With `sft.soup` further SFT runs, soup/2 and so on, and their average with the first: soup/mean ► eval/soup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from xft.graph import Node, bring_up_to_date, run_folder
 from xft.recipe import BenchmarkConfig, EvalConfig, Recipe
 from xft.stage import Meter, folder_digest, read_manifest
 
+SEEDS_APART = 1_000_003
+"""From one training seed of a soup to the next: further than seeds that people choose lie from one another."""
+
 
 def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]) -> Path:
     """Bring a run directory up to date with a recipe; return the report's path.
@@ -29,7 +34,7 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
         RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
         UnknownNameError: a name in the recipe that no registry has; found before anything is written.
     """
-    _look_up_names(recipe)
+    look_up_names(recipe)
     with run_folder(out):
         nodes = graph(recipe, out)
         bring_up_to_date(
@@ -55,15 +60,22 @@ def space_needed(recipe: Recipe, out: Path) -> int:
     mixture = sum(torch.Size(tensor.shape).numel() for tensor in plan_mixture(base, recipe.upcycle, recipe.seed))
     stored = base.dtype(base.family.embedding).itemsize
     master = 4  # bytes of an fp32 weight
-    needs = {
+    members = [f"soup/{number}" for number in range(2, recipe.sft.soup + 1)]
+    needs = dict.fromkeys(members, dense * (stored + master)) | ({"soup/mean": dense * stored} if members else {})
+    needs |= {
         "sft": dense * (stored + master), "upcycle": mixture * stored, "moe": mixture * 2 * master,
         "merge/uniform": dense * stored, "merge/learned": dense * stored,
     }  # fmt: skip
     return sum(size for name, size in needs.items() if read_manifest(out / name) is None)
 
 
-def _look_up_names(recipe: Recipe) -> None:
-    """Look up what the schema leaves open, so that a typo does not end the run after hours."""
+def look_up_names(recipe: Recipe) -> None:
+    """Look up what the schema leaves open, so that a typo does not end the run after hours.
+
+    Raises:
+        UnknownNameError: a name that no registry has.
+        RecipeError: settings that don't fit one another.
+    """
     from xft.eval.benchmarks import BENCHMARKS
     from xft.merge.methods import MERGE_METHODS, refuse_unheeded
     from xft.moe.balance import BALANCE_LOSSES
@@ -99,14 +111,23 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         heeded = {"shared_weight", *MERGE_METHODS[method].options}
         return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
 
+    sft = {
+        "tune": tune, "epochs": sft_epochs(recipe), "prompt": style, "lr": recipe.sft.lr or recipe.tune.lr,
+    }  # fmt: skip
+    members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
+    souped = ("sft", *(f"soup/{number}" for number in members))
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
              outside={"base": folder_digest(base_folder)}),
         Node(name="data", config=recipe.data.model_dump(), after=(), outside=sources_digest(recipe.data),
              work=lambda folder, _: prepare(recipe.data, folder, recipe.seed)),
-        Node(name="sft", after=("base", "data"), outside={}, work=work.sft(train),
-             config={"tune": tune, "epochs": recipe.tune.epochs + recipe.merge.epochs, "prompt": style,
-                     "lr": recipe.sft.lr or recipe.tune.lr}),
+        Node(name="sft", after=("base", "data"), outside={}, work=work.sft(train, recipe.seed), config=sft),
+        *(
+            Node(name=f"soup/{number}", after=("base", "data"), outside={}, work=work.sft(train, training_seed),
+                 config=sft | {"training_seed": training_seed})
+            for number, training_seed in members.items()
+        ),
+        *([Node(name="soup/mean", config={}, after=souped, outside={}, work=work.soup(souped))] if members else []),
         Node(name="upcycle", config=recipe.upcycle.model_dump(), after=("base",), outside={}, work=work.upcycle),
         Node(name="moe", after=("upcycle", "data"), outside={}, work=work.moe(train),
              config={"tune": tune, "epochs": recipe.tune.epochs, "prompt": style}),
@@ -125,6 +146,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     rows = [("base", "base", style), *((f"base-{other}", "base", other) for other in evaluation.base_prompts)]
     rows += [
         ("sft", "sft", style),
+        *([("soup", "soup/mean", style)] if members else []),
         ("moe", "moe", style),
         ("uniform", "merge/uniform", style),
         ("xft", "merge/learned", style),
@@ -137,6 +159,11 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
                  work=work.evaluate(row, out / source, prompt, heldout))
         )  # fmt: skip
     return nodes
+
+
+def sft_epochs(recipe: Recipe) -> int:
+    """Return the SFT control's passes over the training pairs."""
+    return recipe.sft.epochs or recipe.tune.epochs + recipe.merge.epochs
 
 
 def _data_hash(entry: BenchmarkConfig) -> str:
@@ -184,21 +211,32 @@ class _Work:
         upcycle(self.out / "base", folder, self.recipe.upcycle, self.recipe.seed, name=self.recipe.base)
         write_json(folder / "proof.json", prove(self.out / "base", folder).as_dict())
 
-    def sft(self, train: Path) -> Callable[[Path, Meter], None]:
-        epochs = self.recipe.tune.epochs + self.recipe.merge.epochs
-        return self._tune("base", train, epochs, self.recipe.sft.lr or self.recipe.tune.lr, "tune SFT")
+    def sft(self, train: Path, seed: int) -> Callable[[Path, Meter], None]:
+        recipe = self.recipe
+        return self._tune("base", train, sft_epochs(recipe), recipe.sft.lr or recipe.tune.lr, seed, "tune SFT")
+
+    def soup(self, members: Sequence[str]) -> Callable[[Path, Meter], None]:
+        def work(folder: Path, _meter: Meter) -> None:
+            from xft.merge.soup import soup
+
+            soup([self.out / name for name in members], None, folder, names=members)
+
+        return work
 
     def moe(self, train: Path) -> Callable[[Path, Meter], None]:
-        return self._tune("upcycle", train, self.recipe.tune.epochs, self.recipe.tune.lr, "tune mixture")
+        recipe = self.recipe
+        return self._tune("upcycle", train, recipe.tune.epochs, recipe.tune.lr, recipe.seed, "tune mixture")
 
-    def _tune(self, model: str, train: Path, epochs: int, lr: float, label: str) -> Callable[[Path, Meter], None]:
+    def _tune(
+        self, model: str, train: Path, epochs: int, lr: float, seed: int, label: str
+    ) -> Callable[[Path, Meter], None]:
         def work(folder: Path, meter: Meter) -> None:
             from xft.tune.tune import TuneJob, tune
 
             tune(
                 TuneJob(
                     model=str(self.out / model), pairs=str(train), out=str(folder), prompt=self.style, epochs=epochs,
-                    lr=lr, seed=self.recipe.seed, config=self.recipe.tune.model_dump(), label=label,
+                    lr=lr, seed=seed, config=self.recipe.tune.model_dump(), label=label,
                 ),
                 meter,
             )  # fmt: skip

@@ -155,10 +155,14 @@ MIXTURES_ONLY = ("train", "balance", "balance_loss", "z_loss", "average_experts"
 
 
 class SftConfig(Section):
-    """What differs for the SFT control; its epochs are those of tune and merge together."""
+    """What differs for the SFT control."""
 
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; tune's by default."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training pairs; by default as many as tune and merge have together."""
+    soup: Annotated[int, Field(ge=1)] = 1
+    """From 2 on: average so many SFT runs, on the same pairs with other training seeds, and score that too."""
 
 
 class MergeConfig(Section):
@@ -388,13 +392,26 @@ def _section_at(schema: type[Section], loc: tuple[int | str, ...]) -> type[Secti
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one `key.sub=value`; a section given as a string or list is replaced whole."""
+    set_key(tree, *parse_override(override))
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of `key.sub=value`.
+
+    Raises:
+        RecipeError: it has another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r}: overrides have the form key=value or section.key=value")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
+        return key, text
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one key, whose parts are divided by dots; a section given as a string or list is replaced whole."""
     *parents, last = key.split(".")
     node = tree
     for parent in parents:

@@ -145,11 +145,27 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return a finished folder's manifest, None when there is none; files that were lost count as unfinished."""
+    """Return a finished folder's manifest, None when there is none.
+
+    Files that were lost count as unfinished, those that `drop_files` deleted do not.
+    """
     manifest = read_json(folder / MANIFEST, None)
-    if manifest is None or not all((folder / name).exists() for name in manifest["files"]):
+    if manifest is None:
         return None
-    return dict(manifest)
+    kept = manifest["files"].keys() - manifest.get("dropped", [])
+    return dict(manifest) if all((folder / name).exists() for name in kept) else None
+
+
+def drop_files(folder: Path, pattern: str) -> None:
+    """Delete a finished folder's files of this pattern (links to outside are left); its manifest then says so."""
+    manifest = read_manifest(folder)
+    names = [path.name for path in sorted(folder.glob(pattern)) if path.is_file() and not path.is_symlink()]
+    if manifest is None or not names:
+        return
+    manifest["dropped"] = sorted({*manifest.get("dropped", []), *names})
+    write_json(folder / MANIFEST, manifest)
+    for name in names:
+        (folder / name).unlink()
 
 
 def set_aside(folder: Path, key: str) -> Path:

@@ -47,7 +47,7 @@ SHOWN = 3
 """Solved, and failed, problems of each benchmark shown with their code."""
 
 STAGES = ("base", "data", "sft", "upcycle", "moe", "merge/learned", "merge/uniform")
-LABELS = {"base": "Base", "sft": "SFT", "moe": "MoE", "uniform": "Uniform merge", "xft": "XFT"}
+LABELS = {"base": "Base", "sft": "SFT", "soup": "SFT soup", "moe": "MoE", "uniform": "Uniform merge", "xft": "XFT"}
 COST_OF = {
     "sft": ("sft",),
     "moe": ("upcycle", "moe"),
@@ -73,13 +73,14 @@ def collect(run: Path) -> Report:
         name, base = str(tree["name"]), str(tree["base"])
         scoring = tree.get("eval") or {}
         styles = [str(style) for style in scoring.get("base_prompts") or []]
-        benchmarks = tuple(_benchmark_name(entry) for entry in scoring.get("benchmarks") or ["humaneval"])
+        benchmarks = tuple(_benchmark_name(entry) for entry in scoring.get("benchmarks", ["humaneval"]))
         upcycle = tree.get("upcycle") or {}
         first, parts = int(upcycle.get("dense_layers", 0)), int(upcycle.get("parts", 1))
         also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
-    rows = _row_names(run, styles, also)
-    merges = tuple(f"merge/{method}" for method in also)
-    places = (*STAGES, *merges, *(f"eval/{row}" for row in rows))
+        souped = int((tree.get("sft") or {}).get("soup", 1))
+    rows = _row_names(run, styles, also, souped)
+    made = dict.fromkeys(place for row in rows for place in made_by(row, souped))
+    places = (*dict.fromkeys([*STAGES, *made]), *(f"eval/{row}" for row in rows))
     stages = {place: stage for place in places if (stage := _stage(run, place))}
     return Report(
         name=name,
@@ -87,7 +88,7 @@ def collect(run: Path) -> Report:
         recipe=text,
         benchmarks=benchmarks,
         not_run={name: reason for name in benchmarks if (reason := _not_run(run, rows, name))},
-        rows=tuple(_row(run, row, benchmarks, stages) for row in rows),
+        rows=tuple(_row(run, row, benchmarks, stages, souped) for row in rows),
         stages=tuple(stages.values()),
         curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
         experts=_experts(run / "moe" / "metrics.jsonl", first),
@@ -168,10 +169,12 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _row_names(run: Path, styles: list[str], also: list[str]) -> list[str]:
+def _row_names(run: Path, styles: list[str], also: list[str], souped: int) -> list[str]:
     """Order the rows: the base, the base in other prompts (the recipe's, then any found), and what was made of it."""
     found = sorted(path.name for path in run.glob("eval/base-*") if path.is_dir() and path.suffix != ".partial")
-    return ["base", *dict.fromkeys([*(f"base-{style}" for style in styles), *found]), *COST_OF, *also]
+    bases = dict.fromkeys([*(f"base-{style}" for style in styles), *found])
+    made = [row for name in COST_OF for row in ((name, "soup") if name == "sft" and souped > 1 else (name,))]
+    return ["base", *bases, *made, *also]
 
 
 def _not_run(run: Path, rows: list[str], benchmark: str) -> str | None:
@@ -180,7 +183,7 @@ def _not_run(run: Path, rows: list[str], benchmark: str) -> str | None:
     return next((note for note in notes if note), None)
 
 
-def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str, Stage]) -> Row:
+def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str, Stage], souped: int) -> Row:
     here, reference = run / "eval" / name, run / "eval" / "sft"
     compared = name != "sft"
     results = {each: _result(here / each, reference / each if compared else None) for each in benchmarks}
@@ -191,12 +194,16 @@ def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str,
         results={each: result for each, result in results.items() if result},
         loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
         loss_gain=_gain(_losses(here), _losses(reference), LOWER) if compared else None,
-        cost=None if name.startswith("base") else _cost([stages.get(place) for place in _made_by(name)]),
+        cost=None if prompted or name == "base" else _cost([stages.get(place) for place in made_by(name, souped)]),
     )
 
 
-def _made_by(row: str) -> tuple[str, ...]:
-    """Return the stages that make a row's model."""
+def made_by(row: str, souped: int) -> tuple[str, ...]:
+    """Return the stages that make a row's model; none for the base's rows. `souped` is the number of a soup's members."""
+    if row == "base" or row.startswith("base-"):
+        return ()
+    if row == "soup":
+        return ("sft", *(f"soup/{number}" for number in range(2, souped + 1)), "soup/mean")
     return COST_OF.get(row) or ("upcycle", "moe", f"merge/{row}")
 
 
