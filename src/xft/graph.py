@@ -72,8 +72,8 @@ def bring_up_to_date(
     emptied = [fitting.pop(name) for name in _wanted_again(nodes, fitting)]
     _ask_before_redoing(nodes, out, fitting, redo, confirm, say)
     prepare()
-    for manifest in emptied:
-        shutil.rmtree(next(place for place, found in _places(out, manifest["stage"], manifest["key"]) if found))
+    for gone in emptied:
+        shutil.rmtree(next(place for place, found in _places(out, gone["stage"], gone["key"]) if found))
     (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     for number, node in enumerate(nodes, start=1):
         stage = stage_of(node, out, recipe.seed)
@@ -126,7 +126,7 @@ def _fitting(nodes: Sequence[Node], out: Path, seed: int) -> dict[str, dict[str,
 
 
 def _places(out: Path, name: str, key: str) -> list[tuple[Path, dict[str, Any] | None]]:
-    """Return the folders in which a stage may be, the one put aside last, with the manifest of those that have the key."""
+    """Return the folders in which a stage may be, with the manifest of one that has the key."""
     places = (out / name, aside_of(out / name, key))
     manifests = [read_manifest(place) for place in places]
     return [

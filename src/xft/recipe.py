@@ -292,7 +292,7 @@ def load_any(name: str | Path, overrides: list[str] | None = None) -> Recipe | D
     """Read a recipe of a model, or of a data set: one that has `seeds`; as `load_recipe` does."""
     from xft.dataset import DatasetRecipe
 
-    if "seeds" in _read_tree(name)[1]:
+    if "seeds" in read_tree(name)[1]:
         return load_recipe(name, overrides, DatasetRecipe)
     return load_recipe(name, overrides)
 
@@ -303,7 +303,7 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None, schema: ty
     Raises:
         RecipeError: no such recipe, not YAML, or a key that is unknown, mistyped or out of range.
     """
-    path, tree = _read_tree(name)
+    path, tree = read_tree(name)
     changed = deepcopy(tree)
     for override in overrides or []:
         apply_override(changed, override)
@@ -312,7 +312,7 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None, schema: ty
     return parse_section(schema, changed, where=str(path) if own else f"command line, for {path.name}")
 
 
-def _read_tree(name: str | Path) -> tuple[Path, dict[str, Any]]:
+def read_tree(name: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return a recipe's file and its mapping, unchecked.
 
     Raises:

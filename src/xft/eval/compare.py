@@ -80,7 +80,7 @@ def compare(first: Path, second: Path) -> Comparison:
         DataError: a folder was not scored, the benchmarks or their data differ, or no item is shared.
     """
     folders = (first, second)
-    scores = [_scores(folder) for folder in folders]
+    scores = [read_scores(folder) for folder in folders]
     for key, what in (("benchmark", "benchmarks"), ("data_hash", "versions of the data")):
         if scores[0].get(key) != scores[1].get(key):
             raise DataError(
@@ -88,7 +88,7 @@ def compare(first: Path, second: Path) -> Comparison:
                 "only scores on the same problems can be compared"
             )
     losses = (first / LOSSES).is_file()
-    values = [_losses(folder) if losses else _rates(folder) for folder in folders]
+    values = [read_losses(folder) if losses else read_rates(folder) for folder in folders]
     shared = [item for item in values[0] if item in values[1]]
     if not shared:
         raise DataError(f"{first} and {second} have no problem in common")
@@ -118,7 +118,12 @@ def _said(value: Any) -> Any:
     return "unknown" if value is None else value
 
 
-def _scores(folder: Path) -> dict[str, Any]:
+def read_scores(folder: Path) -> dict[str, Any]:
+    """Return the scores of a folder of one benchmark, or of held-out losses.
+
+    Raises:
+        DataError: it was not scored.
+    """
     scores: dict[str, Any] | None = read_json(folder / "scores.json", None)
     if scores is None or not any((folder / name).is_file() for name in ("verdicts.jsonl", LOSSES)):
         raise DataError(
@@ -130,7 +135,7 @@ def _scores(folder: Path) -> dict[str, Any]:
     return scores
 
 
-def _rates(folder: Path) -> dict[str, float]:
+def read_rates(folder: Path) -> dict[str, float]:
     """Return the share of each problem's samples that passed."""
     passed: dict[str, list[bool]] = {}
     for verdict in read_verdicts(folder / "verdicts.jsonl"):
@@ -138,7 +143,7 @@ def _rates(folder: Path) -> dict[str, float]:
     return {task: sum(each) / len(each) for task, each in passed.items()}
 
 
-def _losses(folder: Path) -> dict[str, float]:
+def read_losses(folder: Path) -> dict[str, float]:
     """Return each held-out response's loss."""
     try:
         lines = [json.loads(line) for line in (folder / LOSSES).read_text(encoding="utf-8").splitlines()]

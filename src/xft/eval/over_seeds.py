@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,11 +88,11 @@ def compare_over_seeds(
 ) -> SeedDifference:
     """Compare two methods over seeds, paired by seed and by item.
 
-    The interval is the wider one, at each end, of two: a bootstrap that draws seeds and then items (the same ones for all
-    seeds where `same_items`, as a benchmark's problems are; otherwise each seed's own, as held-out pairs are that the
-    seed chose), and Student's t over the seeds' means. The bootstrap alone is too sure with few seeds; t alone does not
-    cover the choice of problems that all seeds share. `bounds` are those of a difference, as in `paired_difference`.
-    With one seed, the interval and the verdict are those of `paired_difference`.
+    The interval is the wider one, at each end, of two: a bootstrap that draws seeds and then items (the same ones for
+    all seeds where `same_items`, as a benchmark's problems are; otherwise each seed's own, as held-out pairs are that
+    the seed chose), and Student's t over the seeds' means. The bootstrap alone is too sure with few seeds; t alone does
+    not cover the choice of problems that all seeds share. `bounds` are those of a difference. With one seed, the
+    interval and the verdict are those of `paired_difference`.
 
     Raises:
         ValueError: the seeds or a seed's items differ, there are none, or a value is not finite.
@@ -135,8 +136,9 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     if values.size <= MOST_EXACT:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=values.size)))
         return float((abs(signs @ values) >= observed).mean())
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(RESAMPLES, values.size))
-    return (int((abs(signs @ values) >= observed).sum()) + 1) / (RESAMPLES + 1)
+    random = np.random.default_rng(seed).choice((1.0, -1.0), size=(RESAMPLES, values.size))
+    extreme = int((abs(random @ values) >= observed).sum())
+    return (extreme + 1) / (RESAMPLES + 1)
 
 
 def least_p(seeds: int) -> float:
@@ -231,4 +233,4 @@ def _smallest(means: Sequence[float], drawn: Floats) -> float:
 
 def _error(means: Sequence[float]) -> float:
     """Return the standard error of the mean of the seeds' means."""
-    return float(np.std(means, ddof=1)) / math.sqrt(len(means))
+    return statistics.stdev(means) / math.sqrt(len(means))

@@ -81,7 +81,7 @@ def collect(run: Path) -> Report:
     rows = _row_names(run, styles, also, souped)
     made = dict.fromkeys(place for row in rows for place in made_by(row, souped))
     places = (*dict.fromkeys([*STAGES, *made]), *(f"eval/{row}" for row in rows))
-    stages = {place: stage for place in places if (stage := _stage(run, place))}
+    stages = {place: stage for place in places if (stage := stage_at(run, place))}
     return Report(
         name=name,
         base=base,
@@ -138,7 +138,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _stage(run: Path, place: str) -> Stage | None:
+def stage_at(run: Path, place: str) -> Stage | None:
+    """Read a stage's manifest; None when it has not finished."""
+
     def build(manifest: dict[str, Any]) -> Stage:
         return Stage(
             name=place,
@@ -194,12 +196,12 @@ def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str,
         results={each: result for each, result in results.items() if result},
         loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
         loss_gain=_gain(_losses(here), _losses(reference), LOWER) if compared else None,
-        cost=None if prompted or name == "base" else _cost([stages.get(place) for place in made_by(name, souped)]),
+        cost=None if prompted or name == "base" else cost_of([stages.get(place) for place in made_by(name, souped)]),
     )
 
 
 def made_by(row: str, souped: int) -> tuple[str, ...]:
-    """Return the stages that make a row's model; none for the base's rows. `souped` is the number of a soup's members."""
+    """Return the stages that make a row's model, none for the base's rows; `souped` counts a soup's members."""
     if row == "base" or row.startswith("base-"):
         return ()
     if row == "soup":
@@ -266,7 +268,8 @@ def _gain(ours: dict[str, float], theirs: dict[str, float], compare: Compare) ->
     return compare([ours[item] for item in shared], [theirs[item] for item in shared]) if shared else None
 
 
-def _cost(stages: list[Stage | None]) -> Cost | None:
+def cost_of(stages: list[Stage | None]) -> Cost | None:
+    """Add stages up; None unless all have finished."""
     done = [stage for stage in stages if stage]
     if not done or len(done) < len(stages):
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-from xft.report.contents import Matrix, Row, Score
+from xft.report.contents import Matrix
 from xft.report.table import NOT_RUN, power, signed
 
 MOST_POINTS = 400
@@ -20,6 +20,8 @@ SMOOTHED_BY = 30
 """A curve's bold line is its running mean over a 30th of the steps."""
 BETWEEN_LABELS = 15
 """Pixels from one line's name to the next at a chart's right edge."""
+NEAR = 30
+"""Percent of a chart's width within which two names could lie over one another."""
 LEAST_SCALE = 0.01
 """Deviations below 1% stay pale, so that noise doesn't look like structure."""
 
@@ -47,6 +49,16 @@ class Line:
     name: str = ""
     x: Sequence[float]
     y: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A dot with an interval; `tone` is the CSS class that colours it."""
+
+    label: str
+    tone: str
+    at: tuple[float, float, float] | None
+    """Mean, lower end, upper end; None where there is none."""
 
 
 def linear(low: float, high: float, *, count: int = 4, whole: bool = False, tight: bool = False) -> Scale:
@@ -127,30 +139,81 @@ def curves(
     )
 
 
-def forest(rows: Sequence[tuple[Row, Score | None]], *, label: str, percent: bool) -> Markup:
-    """Draw a dot with its interval per row, and a dashed line through SFT's."""
-    scores = [score for _, score in rows if score]
-    if not scores:
-        return Markup('<p class="note">Not run.</p>')
-    x = linear(min(score.low for score in scores), max(score.high for score in scores))
+def forest(
+    marks: Sequence[Mark], *, label: str, percent: bool = False, reference: float | None = None, least: float = 0.0
+) -> Markup:
+    """Draw a dot with its interval per row, and a dashed line through `reference`; at least `least` wide around it."""
+    shown = [mark.at for mark in marks if mark.at]
+    if not shown:
+        return Markup(f'<p class="note">{NOT_RUN.capitalize()}.</p>')
+    ends = [end for _, low, high in shown for end in (low, high)]
+    ends += [] if reference is None else [reference - least, reference + least]
+    x = linear(min(ends), max(ends))
     pitch = 30
     parts = [_x_axis(x, percent=percent, grid=True)]
-    for i, (row, score) in enumerate(rows):
+    if reference is not None:
+        at = f"{x.at(reference):.2f}%"
+        parts.append(f'<line class="reference" x1="{at}" x2="{at}" y1="0" y2="100%"/>')
+    for i, mark in enumerate(marks):
         middle = pitch * i + pitch / 2
-        parts.append(f'<text class="name" x="-14" y="{middle}" dy=".34em" text-anchor="end">{escape(row.label)}</text>')
-        if score is None:
+        parts.append(
+            f'<text class="name" x="-14" y="{middle}" dy=".34em" text-anchor="end">{escape(mark.label)}</text>'
+        )
+        if mark.at is None:
             parts.append(f'<text class="faint" x="0" y="{middle}" dx="4" dy=".34em">{NOT_RUN}</text>')
             continue
-        if row.name == "sft":
-            at = f"{x.at(score.mean):.2f}%"
-            parts.insert(1, f'<line class="reference" x1="{at}" x2="{at}" y1="0" y2="100%"/>')
-        low, mean, high = (f"{x.at(value):.2f}%" for value in (score.low, score.mean, score.high))
+        mean, low, high = (f"{x.at(value):.2f}%" for value in mark.at)
         parts.append(
-            f'<g class="{_tone(row.name)}"><line class="whisker" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>'
+            f'<g class="{mark.tone}"><line class="whisker" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>'
             f'<circle cx="{mean}" cy="{middle}" r="5"/></g>'
         )
-    longest = max(len(row.label) for row, _ in rows)
-    return _figure("".join(parts), label=label, height=pitch * len(rows), left=min(170, 7 * longest + 22))
+    longest = max(len(mark.label) for mark in marks)
+    return _figure("".join(parts), label=label, height=pitch * len(marks), left=min(170, 7 * longest + 22))
+
+
+def scatter(
+    points: Sequence[tuple[float, Mark]],
+    *,
+    label: str,
+    height: int,
+    write: Callable[[float], str],
+    percent: bool = False,
+    reference: float | None = None,
+) -> Markup:
+    """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place."""
+    shown = [(place, mark, mark.at) for place, mark in points if mark.at]
+    if not shown:
+        return Markup(f'<p class="note">{NOT_RUN.capitalize()}.</p>')
+    x = linear(0.0, max(place for place, _, _ in shown) or 1.0)
+    ends = [end for _, _, (_, low, high) in shown for end in (low, high)]
+    ends += [] if reference is None else [reference]
+    y = linear(min(ends), max(ends))
+    parts = [_y_axis(y, percent=percent)]
+    parts += [
+        f'<text x="{x.at(tick):.2f}%" y="100%" dy="1.6em" text-anchor="middle">{escape(write(tick))}</text>'
+        for tick in x.ticks
+    ]
+    if reference is not None:
+        at = f"{100 - y.at(reference):.2f}%"
+        parts.append(f'<line class="reference" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
+    named: list[tuple[float, float]] = []
+    for place, mark, values in sorted(shown, key=lambda point: -point[2][0]):
+        mean, low, high = (100 - y.at(value) for value in values)
+        across = x.at(place)
+        parts.append(
+            f'<g class="{mark.tone}"><line class="whisker" x1="{across:.2f}%" x2="{across:.2f}%" y1="{low:.2f}%"'
+            f' y2="{high:.2f}%"/><circle cx="{across:.2f}%" cy="{mean:.2f}%" r="5"/></g>'
+        )
+        down = height * mean / 100
+        while any(abs(across - other) < NEAR and abs(down - taken) < BETWEEN_LABELS for other, taken in named):
+            down += 1
+        named.append((across, down))
+        anchor, aside = ("end", -9) if across > 60 else ("start", 9)
+        parts.append(
+            f'<text class="end {mark.tone}" x="{across:.2f}%" dx="{aside}" y="{down:.1f}" dy=".34em"'
+            f' text-anchor="{anchor}">{escape(mark.label)}</text>'
+        )
+    return _figure("".join(parts), label=label, height=height)
 
 
 def load_map(load: Matrix, *, label: str, first: int = 0) -> Markup:
@@ -273,7 +336,8 @@ def _layers(count: int, first: int) -> str:
     )
 
 
-def _tone(row: str) -> str:
+def tone(row: str) -> str:
+    """Return the CSS class that colours a row of a run."""
     if row.startswith("base"):
         return "base"
     return row if row in ("sft", "moe", "xft") else "uniform"

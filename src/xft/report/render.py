@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from xft.errors import RunError
 from xft.report import plots, table
 from xft.report.collect import collect
-from xft.report.contents import Curve, Data, Experts, Fit, Merge, Report, Result, Stage
+from xft.report.contents import Curve, Data, Experts, Fit, Merge, Report, Result, Row, Score, Stage
+from xft.report.page import environment, write_page
 
 CURVE_NAMES = {"sft": "SFT", "moe": "MoE", "merge/learned": "Merge"}
 CURVE_TONES = {"sft": "sft", "moe": "moe", "merge/learned": "xft"}
@@ -35,30 +32,15 @@ def write_report(run: Path) -> Path:
         RunError: a file of the run is damaged, or the page can't be written.
 
     """
-    page = render(collect(run))
-    partial, final = run / "report.partial", run / "report"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        # A completion may hold lone surrogates, which no encoding has.
-        (partial / "index.html").write_text(page, encoding="utf-8", errors="replace")
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-    except OSError as error:
-        raise RunError(f"{final}: can't write the report: {error}") from error
-    return final / "index.html"
+    return write_page(run / "report", render(collect(run)))
 
 
 def render(report: Report) -> str:
     """Render the page; everything from models, data and recipes is escaped."""
-    # Completions are untrusted text: autoescape stays on, and only xft.report.plots makes Markup.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(duration=table.duration, memory=table.memory, power=table.power, quantity=table.quantity)
-    environment.filters.update(brief=_brief, title_of=table.title, mean=_mean)
+    templates = environment()
+    templates.filters.update(brief=brief, mean=_mean)
     measures = table.measures(report)
-    template = resources.files("xft.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return templates.get_template("report/template.html").render(
         report=report,
         verdict=table.verdict(report),
         rows=list(zip(report.rows, table.score_cells(report), strict=True)),
@@ -82,15 +64,28 @@ def _forests(report: Report) -> list[tuple[str, str, Markup]]:
     for name in report.benchmarks:
         solved = [(row, row.results[name].solved if name in row.results else None) for row in report.rows]
         if any(score for _, score in solved):
-            figure = plots.forest(
-                solved, label=f"{table.title(name)} pass@1 with 95% intervals, by model", percent=True
-            )
+            label = f"{table.title(name)} pass@1 with 95% intervals, by model"
+            figure = plots.forest(_marks(solved), label=label, percent=True, reference=_of_sft(solved))
             drawn.append((f"{table.title(name)} pass@1", "higher is better", figure))
     loss = [(row, row.loss) for row in report.rows]
     if any(score for _, score in loss):
-        figure = plots.forest(loss, label="Held-out loss with 95% intervals, by model", percent=False)
+        label = "Held-out loss with 95% intervals, by model"
+        figure = plots.forest(_marks(loss), label=label, percent=False, reference=_of_sft(loss))
         drawn.append(("Held-out loss", "nats a token, lower is better", figure))
     return drawn
+
+
+def _marks(scores: Sequence[tuple[Row, Score | None]]) -> list[plots.Mark]:
+    return [
+        plots.Mark(
+            label=row.label, tone=plots.tone(row.name), at=(score.mean, score.low, score.high) if score else None
+        )
+        for row, score in scores
+    ]
+
+
+def _of_sft(scores: Sequence[tuple[Row, Score | None]]) -> float | None:
+    return next((score.mean for row, score in scores if row.name == "sft" and score), None)
 
 
 def _curves(curves: tuple[Curve, ...]) -> dict[str, Any] | None:
@@ -180,7 +175,7 @@ def _scoring(report: Report, name: str) -> dict[str, Any]:
     return {
         "benchmark": name,
         "conditions": [
-            (key.replace("_", " "), _brief(value) if "hash" in key else value)
+            (key.replace("_", " "), brief(value) if "hash" in key else value)
             for key, value in settings[0].items()
             if all(other.get(key) == value for other in settings)
         ],
@@ -202,7 +197,7 @@ def _outcome(result: Result) -> str:
     if "wall_seconds" in scores:
         said.append(f"scored in {table.duration(float(scores['wall_seconds']))}")
     if "model_digest" in scores:
-        said.append(f"model {_brief(str(scores['model_digest']))}")
+        said.append(f"model {brief(str(scores['model_digest']))}")
     return ", ".join(said)
 
 
@@ -225,5 +220,6 @@ def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f}"
 
 
-def _brief(digest: str) -> str:
+def brief(digest: str) -> str:
+    """Return as much of a digest as tells it from others."""
     return digest.removeprefix("sha256:")[:12]

@@ -1,0 +1,1 @@
+"""The job `experiment`: a grid of methods and seeds, each cell an ordinary run; one table, one page."""

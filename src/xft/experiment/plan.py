@@ -1,0 +1,154 @@
+"""Grid -> cells: which run, of which recipe, in which folder, gives each method's score for each seed. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from xft.errors import RecipeError, did_you_mean
+from xft.experiment.config import HELDOUT, Grid
+from xft.recipe import Recipe, parse_section, read_tree, set_key
+
+RUNS, SCREENING = "runs", "screening"
+Combination = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A method with a seed: a row of a run. Methods with equal recipes share the run."""
+
+    method: str
+    row: str
+    seed: int
+    changes: Mapping[str, Any]
+    """All keys in which the recipe differs from the file, the seed excepted."""
+    recipe: Recipe
+    folder: str
+    """The run directory, relative to the experiment's."""
+    tried: Combination | None = None
+    """The settings that the cell is to try out; None in the experiment proper."""
+
+    @property
+    def name(self) -> str:
+        """Return what tells the cell from all others."""
+        tried = "".join(f", {key}={said(value)}" for key, value in (self.tried or {}).items())
+        return f"{self.method}{tried}, seed {self.seed}"
+
+    @property
+    def recipe_hash(self) -> str:
+        """Return the hash of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def command(self, recipe: str) -> str:
+        """Return the command that makes this run alone, from the same recipe."""
+        changes = [f"{key}={said(value)}" for key, value in self.changes.items()]
+        return shlex.join(["xft", "run", recipe, *changes, f"seed={self.seed}", "--out", f"repeated/{self.folder}"])
+
+
+@dataclass
+class Plan:
+    """Makes cells, and gives those with equal recipes one folder."""
+
+    grid: Grid
+    tree: dict[str, Any] = field(init=False)
+    screened: dict[str, str] = field(default_factory=dict)
+    """The screening's folders, by the recipe's hash."""
+
+    def __post_init__(self) -> None:
+        """Read the recipe."""
+        self.tree = read_tree(self.grid.recipe)[1]
+
+    def confirmation(self, chosen: Mapping[str, Combination]) -> list[Cell]:
+        """Return the cells of the experiment proper: seed by seed, so that each seed is complete early.
+
+        Raises:
+            RecipeError: a method's settings make no recipe.
+        """
+        folders: dict[str, str] = {}  # of this choice: with another one, other methods may have equal recipes
+        return [
+            self._cell(method, seed, chosen.get(method, {}), None, folders)
+            for seed in self.grid.seeds
+            for method in self.grid.methods
+        ]
+
+    def screening(self, method: str, combination: Combination) -> list[Cell]:
+        """Return the cells that try one combination out.
+
+        Raises:
+            RecipeError: the settings make no recipe.
+        """
+        assert self.grid.choose is not None
+        seeds = self.grid.choose.seeds
+        return [self._cell(method, seed, combination, combination, self.screened) for seed in seeds]
+
+    def combinations(self) -> Iterator[Combination]:
+        """Yield all combinations of the values to try."""
+        if self.grid.choose:
+            keys, values = zip(*self.grid.choose.vary.items(), strict=True)
+            yield from (dict(zip(keys, each, strict=True)) for each in itertools.product(*values))
+
+    def _cell(
+        self, method: str, seed: int, combination: Combination, tried: Combination | None, folders: dict[str, str]
+    ) -> Cell:
+        grid = self.grid
+        changes = {**grid.set, **grid.methods[method].set, **combination}
+        where = f"methods.{method}"
+        place = f"{RUNS}/{method}"
+        if tried is not None and grid.choose:
+            # A loss needs no samples; `choose.set` may ask for some all the same.
+            changes |= ({"eval.benchmarks": []} if grid.choose.by == HELDOUT else {}) | grid.choose.set
+            where, place = f"choose, for methods.{method}", f"{SCREENING}/{method}/{_slug(tried)}"
+        tree = deepcopy(self.tree)
+        for key, value in {**changes, "seed": seed}.items():
+            set_key(tree, key, value)
+        recipe = parse_section(Recipe, tree, where=f"{grid.name}: {where}: {grid.recipe}")
+        cell = Cell(
+            method=method, row=grid.methods[method].row, seed=seed, changes=changes, recipe=recipe, folder="",
+            tried=tried,
+        )  # fmt: skip
+        decides = grid.choose.by if tried is not None and grid.choose else grid.endpoint
+        check_cell(cell, decides, where)
+        folder = folders.setdefault(cell.recipe_hash, f"{place}/seed-{seed}")
+        return Cell(**{**vars(cell), "folder": folder})
+
+
+def check_cell(cell: Cell, decides: str, where: str) -> None:
+    """Check that a cell's run has its row and scores what decides.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    recipe = cell.recipe
+    rows = ["base", *(f"base-{style}" for style in recipe.eval.base_prompts), "sft", "moe", "uniform", "xft"]
+    rows += [*recipe.merge.also, *(["soup"] if recipe.sft.soup > 1 else [])]
+    if cell.row == "soup" and cell.row not in rows:
+        raise RecipeError(f"{where}: the row soup averages SFT runs; set sft.soup to their number, 2 at least")
+    if cell.row not in rows:
+        raise RecipeError(
+            f"{where}: a run has no row {cell.row!r}; rows: {', '.join(rows)}{did_you_mean(cell.row, rows)}"
+        )
+    scored = [HELDOUT, *(entry.name for entry in recipe.eval.benchmarks)]
+    if decides not in scored:
+        raise RecipeError(
+            f"{where}: {decides} is to decide, but is not scored; scored: {', '.join(scored)}"
+            f"{did_you_mean(decides, scored)}"
+        )
+
+
+def said(value: Any) -> str:
+    """Write a value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _slug(combination: Combination) -> str:
+    """Return a folder's name for a combination, the same in every order of values to try."""
+    text = ",".join(f"{key}={said(value)}" for key, value in combination.items())
+    plain = re.sub(r"[^\w.=,+-]", "_", text)[:100]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
