@@ -20,11 +20,11 @@ HEAVY = {
 }  # fmt: skip
 TRAINING = {
     "moe", "checkpoint", "dequantise", "upcycle", "prove", "tune", "merge", "device", "cost", "pipeline",
-    "export", "export_adapters", "eval.generate", "eval.heldout",
+    "export", "export_adapters", "eval.generate", "eval.heldout", "experiment.execute",
 }  # fmt: skip
 """Modules and packages that compute with tensors; every other one is free of them at module level."""
 COMMANDS = (
-    *("run", "upcycle", "prove", "tune", "merge", "export", "soup", "report"),
+    *("run", "experiment", "upcycle", "prove", "tune", "merge", "export", "soup", "report"),
     *("eval", "eval score", "eval compare", "doctor", "synth"),
     *("curate", "curate classifier"),
 )

@@ -1,7 +1,8 @@
-"""The commands that make models: run, upcycle, prove, tune, merge, export, soup, report."""
+"""The commands that make models: run, experiment, upcycle, prove, tune, merge, export, soup, report."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,14 +11,17 @@ import typer
 
 from xft.cli import options
 from xft.cli.options import Column, Data, More, Out, Prompt, Seed, Set, SkipBad
+from xft.errors import RunError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from xft.stage import Meter
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, upcycle, prove, tune, merge, export, soup, report):
+    for command in (run, experiment, upcycle, prove, tune, merge, export, soup, report):
         app.command()(command)
 
 
@@ -45,6 +49,40 @@ def run(
         from xft import dataset
 
         print(f"data set: {dataset.run(plan, folder, redo=redo, confirm=_confirm, say=_say)}")
+
+
+def experiment(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="A grid file: docs/experiments.md.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, in all cells: base=FOLDER eval.n=5."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; experiments/NAME by default.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Make nothing, tell what is there.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Redo stages whose inputs changed, whatever they cost.")] = False,
+) -> None:
+    """Compare methods over seeds: a grid of runs, one table, one page with intervals, paired tests and costs."""
+    from xft.experiment.config import load_grid
+    from xft.experiment.report import results_table, write_results
+
+    plan = load_grid(grid, overrides)
+    folder = out or Path("experiments") / plan.name
+    command = shlex.join(["xft", "experiment", str(grid), *(overrides or []), "--out", str(folder)])
+    if report_only:
+        if not (folder / "grid.yaml").is_file():
+            raise RunError(f"{folder}: no experiment (it has no grid.yaml); give its folder with --out")
+        results = write_results(plan, folder, command)
+    else:
+        options.need_training()
+        from xft.experiment.execute import run as work_on
+
+        results = work_on(plan, folder, command=command, redo=redo, confirm=_confirm, say=_say)
+    _print_table(results_table(results))
+    print(f"report: {folder / 'report' / 'index.html'}")
+    if failed := results.failed:
+        named = "; ".join(f"{line.method}, seed {line.seed}" for line in failed)
+        print(f"{len(failed)} of {len(results.lines)} cells failed: {named}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _say(line: str) -> None:
@@ -258,7 +296,6 @@ def export(
 
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Write a run's report, one self-contained HTML page, and print its score table."""
-    from xft.errors import RunError
     from xft.report import write_report
 
     if not (run_folder / "recipe.yaml").is_file():
@@ -267,10 +304,13 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 
 
 def _show_report(folder: Path, page: Path) -> None:
-    from rich.console import Console
-
     from xft.report import collect, score_table
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(score_table(collect(folder)))
+    _print_table(score_table(collect(folder)))
     print(f"report: {page}")
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -18,6 +18,7 @@ import yaml
 from xft.errors import XftError
 from xft.experiment.cells import GRID, is_done, read_cost, read_mean, read_outcomes, write_outcomes
 from xft.experiment.choice import Candidate, Choice, best, write_choices
+from xft.experiment.collect import Results
 from xft.experiment.config import Grid
 from xft.experiment.plan import RUNS, SCREENING, Cell, Combination, Plan
 from xft.experiment.report import write_results
@@ -31,8 +32,10 @@ WRITE_SECONDS = 30.0
 """At least so long between two tables of what is known so far."""
 
 
-def run(grid: Grid, out: Path, *, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]) -> list[str]:
-    """Bring an experiment's folder up to date; return the names of the cells that failed.
+def run(
+    grid: Grid, out: Path, *, command: str, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+) -> Results:
+    """Bring an experiment's folder up to date; return what is known then.
 
     Meanwhile results.json, results.md and report/index.html tell what is known so far.
 
@@ -40,29 +43,35 @@ def run(grid: Grid, out: Path, *, redo: bool, confirm: Callable[[str], bool], sa
         RecipeError, UnknownNameError: a cell's recipe is wrong; found before anything is written.
         RunError: another process is at it, or `out` holds something else.
     """
-    bench = _Bench(grid, out, redo, confirm, say)
+    bench = _Bench(grid, out, command, redo, confirm, say)
     candidates = bench.candidates()
     bench.check({name: tries[0] for name, tries in candidates.items()})
     with run_folder(out, GRID):
         (out / GRID).write_text(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         choices = bench.choose(candidates)
         bench.work(bench.plan.confirmation({name: choice.chosen for name, choice in choices.items()}))
-        write_results(grid, out)
-    return bench.failures()
+        return write_results(grid, out, command)
 
 
 class _Bench:
     """The state of one start."""
 
     def __init__(
-        self, grid: Grid, out: Path, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
+        self,
+        grid: Grid,
+        out: Path,
+        command: str,
+        redo: bool,
+        confirm: Callable[[str], bool],
+        say: Callable[[str], None],
     ) -> None:
+        self.command = command
         self.grid, self.out, self.redo, self.confirm, self.say = grid, out, redo, confirm, say
         self.plan = Plan(grid)
         self.outcomes = read_outcomes(out)
         """What became of each cell, by its name."""
-        self.graphs: dict[str, list[Node]] = {}
-        """By the recipe's hash."""
+        self.graphs: dict[tuple[str, str], list[Node]] = {}
+        """By run directory and the recipe's hash."""
         self.cells: list[Cell] = []
         """All of this start, those of the screening first."""
         self.failed: dict[str, XftError] = {}
@@ -140,12 +149,8 @@ class _Bench:
             if worked:
                 self.seconds.append(time.monotonic() - began)
             if time.monotonic() - self.written > WRITE_SECONDS:
-                write_results(self.grid, self.out)
+                write_results(self.grid, self.out, self.command)
                 self.written = time.monotonic()
-
-    def failures(self) -> list[str]:
-        """Return the names of the cells that failed."""
-        return [cell.name for cell in self.cells if not self._done(cell)]
 
     def _done(self, cell: Cell) -> bool:
         return is_done(self.outcomes, cell)
@@ -193,10 +198,11 @@ class _Bench:
         return None
 
     def _graph(self, cell: Cell) -> list[Node]:
-        if cell.recipe_hash not in self.graphs:
+        key = cell.folder, cell.recipe_hash
+        if key not in self.graphs:
             look_up_names(cell.recipe)
-            self.graphs[cell.recipe_hash] = graph(cell.recipe, self.out / cell.folder)
-        return self.graphs[cell.recipe_hash]
+            self.graphs[key] = graph(cell.recipe, self.out / cell.folder)
+        return self.graphs[key]
 
     def _needs(self, cell: Cell) -> list[tuple[str, str]]:
         """Return the stages that a cell needs, each with the hash of what its content depends on; its scores last."""

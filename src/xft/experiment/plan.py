@@ -54,12 +54,10 @@ class Cell:
 
 @dataclass
 class Plan:
-    """Makes cells, and gives those with equal recipes one folder."""
+    """Makes cells, and gives methods with equal settings one folder: that of the first of them."""
 
     grid: Grid
     tree: dict[str, Any] = field(init=False)
-    screened: dict[str, str] = field(default_factory=dict)
-    """The screening's folders, by the recipe's hash."""
 
     def __post_init__(self) -> None:
         """Read the recipe."""
@@ -71,11 +69,11 @@ class Plan:
         Raises:
             RecipeError: a method's settings make no recipe.
         """
-        folders: dict[str, str] = {}  # of this choice: with another one, other methods may have equal recipes
+        settings = {name: {**method.set, **chosen.get(name, {})} for name, method in self.grid.methods.items()}
         return [
-            self._cell(method, seed, chosen.get(method, {}), None, folders)
+            self._cell(method, seed, settings, None, f"{RUNS}/{_first(settings, method)}")
             for seed in self.grid.seeds
-            for method in self.grid.methods
+            for method in settings
         ]
 
     def screening(self, method: str, combination: Combination) -> list[Cell]:
@@ -85,8 +83,9 @@ class Plan:
             RecipeError: the settings make no recipe.
         """
         assert self.grid.choose is not None
-        seeds = self.grid.choose.seeds
-        return [self._cell(method, seed, combination, combination, self.screened) for seed in seeds]
+        settings = {name: {**each.set, **combination} for name, each in self.grid.methods.items()}
+        place = f"{SCREENING}/{_first(settings, method)}/{_slug(combination)}"
+        return [self._cell(method, seed, settings, combination, place) for seed in self.grid.choose.seeds]
 
     def combinations(self) -> Iterator[Combination]:
         """Yield all combinations of the values to try."""
@@ -95,28 +94,30 @@ class Plan:
             yield from (dict(zip(keys, each, strict=True)) for each in itertools.product(*values))
 
     def _cell(
-        self, method: str, seed: int, combination: Combination, tried: Combination | None, folders: dict[str, str]
+        self, method: str, seed: int, settings: Mapping[str, Combination], tried: Combination | None, place: str
     ) -> Cell:
         grid = self.grid
-        changes = {**grid.set, **grid.methods[method].set, **combination}
-        where = f"methods.{method}"
-        place = f"{RUNS}/{method}"
+        changes = {**grid.set, **settings[method]}
+        where, decides = f"methods.{method}", grid.endpoint
         if tried is not None and grid.choose:
+            where, decides = f"choose, for methods.{method}", grid.choose.by
             # A loss needs no samples; `choose.set` may ask for some all the same.
-            changes |= ({"eval.benchmarks": []} if grid.choose.by == HELDOUT else {}) | grid.choose.set
-            where, place = f"choose, for methods.{method}", f"{SCREENING}/{method}/{_slug(tried)}"
+            changes |= ({"eval.benchmarks": []} if decides == HELDOUT else {}) | grid.choose.set
         tree = deepcopy(self.tree)
         for key, value in {**changes, "seed": seed}.items():
             set_key(tree, key, value)
-        recipe = parse_section(Recipe, tree, where=f"{grid.name}: {where}: {grid.recipe}")
         cell = Cell(
-            method=method, row=grid.methods[method].row, seed=seed, changes=changes, recipe=recipe, folder="",
-            tried=tried,
+            method=method, row=grid.methods[method].row, seed=seed, changes=changes,
+            recipe=parse_section(Recipe, tree, where=f"{grid.name}: {where}: {grid.recipe}"),
+            folder=f"{place}/seed-{seed}", tried=tried,
         )  # fmt: skip
-        decides = grid.choose.by if tried is not None and grid.choose else grid.endpoint
         check_cell(cell, decides, where)
-        folder = folders.setdefault(cell.recipe_hash, f"{place}/seed-{seed}")
-        return Cell(**{**vars(cell), "folder": folder})
+        return cell
+
+
+def _first(settings: Mapping[str, Combination], method: str) -> str:
+    """Return the first method with the same settings."""
+    return next(name for name, each in settings.items() if each == settings[method])
 
 
 def check_cell(cell: Cell, decides: str, where: str) -> None:

@@ -1,0 +1,268 @@
+"""An experiment's folder -> Results: scores paired by seed and item, intervals, costs, failures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xft.eval.over_seeds import Estimate, SeedDifference, Values, compare_over_seeds, estimate_over_seeds
+from xft.experiment.cells import is_done, read_cost, read_data_hash, read_mean, read_outcomes, read_values
+from xft.experiment.choice import Choice, read_choices
+from xft.experiment.config import HELDOUT, Grid
+from xft.experiment.plan import Cell, Plan
+from xft.report.contents import Cost
+from xft.stage import read_json
+
+FAILED, NOT_RUN = "failed", "not run"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A cell: a method with a seed."""
+
+    method: str
+    seed: int
+    status: str
+    """done, failed, or not run."""
+    reason: str
+    """Of a failure."""
+    settings: Mapping[str, Any]
+    """All keys in which its recipe differs from the file."""
+    folder: str
+    """The run directory, relative to the experiment's."""
+    scores: Mapping[str, float]
+    """The mean of each measure."""
+    items: Mapping[str, str]
+    """The file with each item's value, relative to the experiment's folder."""
+    cost: Cost | None
+    key: str
+    """The hash of all that its scores depend on; "" until it is done."""
+    stages: Mapping[str, str]
+    """The key of each stage that was made for it."""
+    command: str
+    """What makes this run alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodResult:
+    """A method over all seeds that it has scores of."""
+
+    name: str
+    row: str
+    settings: Mapping[str, Any]
+    """Its own keys, and those chosen for it."""
+    seeds: int
+    """Seeds that are done."""
+    estimates: Mapping[str, Estimate]
+    """By measure."""
+    differences: Mapping[str, SeedDifference]
+    """To the baseline, by measure; over the seeds that both have."""
+    flops: float | None
+    """Mean over the seeds, as the times are."""
+    wall_seconds: float | None
+    tokens: float | None
+    peak_memory: float | None
+    """The largest, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """Everything that the tables and the page say."""
+
+    name: str
+    recipe: str
+    base: str
+    grid: str
+    """The resolved grid, as YAML text."""
+    baseline: str
+    endpoint: str
+    measures: tuple[str, ...]
+    """The endpoint first."""
+    seeds: tuple[int, ...]
+    methods: tuple[MethodResult, ...]
+    lines: tuple[Line, ...]
+    """Those of the experiment proper."""
+    screened: tuple[Line, ...]
+    choices: Mapping[str, Choice]
+    chosen_by: str | None
+    items: int
+    """Distinct items of the endpoint that were scored."""
+    shared_items: int
+    """Those of them that the screening was decided by, too."""
+    command: str
+    devices: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def failed(self) -> tuple[Line, ...]:
+        """Cells of the experiment proper that failed."""
+        return tuple(line for line in self.lines if line.status == FAILED)
+
+
+def collect(grid: Grid, out: Path, grid_text: str, command: str) -> Results:
+    """Read what the cells left.
+
+    Raises:
+        DataError, RunError: a file is damaged; the message names it.
+    """
+    plan, outcomes, choices = Plan(grid), read_outcomes(out), read_choices(out)
+    cells = plan.confirmation({name: choice.chosen for name, choice in choices.items()})
+    done = [cell for cell in cells if is_done(outcomes, cell)]
+    benchmarks = [entry.name for entry in cells[0].recipe.eval.benchmarks]
+    measures = tuple(dict.fromkeys([grid.endpoint, HELDOUT, *benchmarks]))
+    tries = [
+        cell
+        for method, choice in choices.items()
+        for candidate in (choice.candidates if grid.choose else ())
+        for cell in plan.screening(method, candidate.settings)
+    ]
+    values = {measure: _values(out, done, measure) for measure in measures}
+    lines = tuple(_line(out, grid, outcomes, cell, measures) for cell in cells)
+    by = grid.choose.by if grid.choose and tries else None
+    items = {item for cell in done for item in _items(out, cell, grid.endpoint)}
+    decisive = {item for cell in tries if is_done(outcomes, cell) for item in _items(out, cell, by or "")}
+    return Results(
+        name=grid.name,
+        recipe=grid.recipe,
+        base=cells[0].recipe.base,
+        grid=grid_text,
+        baseline=grid.baseline,
+        endpoint=grid.endpoint,
+        measures=tuple(measure for measure in measures if values[measure]),
+        seeds=tuple(grid.seeds),
+        methods=tuple(_method(grid, name, choices, values, lines) for name in grid.methods),
+        lines=lines,
+        screened=tuple(_line(out, grid, outcomes, cell, [by or HELDOUT]) for cell in tries),
+        choices=choices,
+        chosen_by=by,
+        items=len(items),
+        shared_items=len(items & decisive),
+        command=command,
+        devices=tuple(dict.fromkeys(filter(None, (_manifest(out, cell).get("device") for cell in done)))),
+        versions=_manifest(out, done[-1]).get("versions", {}) if done else {},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """A method's values of one measure."""
+
+    values: Mapping[int, Mapping[str, float]]
+    """By seed, then by item."""
+    hashes: Mapping[int, str]
+    """Of the items, by seed."""
+
+
+def _values(out: Path, cells: Sequence[Cell], measure: str) -> dict[str, _Scored]:
+    """Return each method's values; nothing for one without any."""
+    found: dict[str, tuple[dict[int, Mapping[str, float]], dict[int, str]]] = {}
+    for cell in cells:
+        if values := read_values(out, cell, measure):
+            by_seed, hashes = found.setdefault(cell.method, ({}, {}))
+            by_seed[cell.seed], hashes[cell.seed] = values, read_data_hash(out, cell, measure)
+    return {method: _Scored(values=values, hashes=hashes) for method, (values, hashes) in found.items()}
+
+
+def _method(
+    grid: Grid,
+    name: str,
+    choices: Mapping[str, Choice],
+    values: Mapping[str, Mapping[str, _Scored]],
+    lines: Sequence[Line],
+) -> MethodResult:
+    estimates, differences = {}, {}
+    for measure, scored in values.items():
+        ours, theirs = scored.get(name), scored.get(grid.baseline)
+        share = measure != HELDOUT
+        if ours is None:
+            continue
+        estimates[measure] = estimate_over_seeds(
+            list(ours.values.values()), same_items=len(set(ours.hashes.values())) == 1,
+            bounds=(0.0, 1.0) if share else None,
+        )  # fmt: skip
+        both = [seed for seed in ours.values if theirs and ours.hashes[seed] == theirs.hashes.get(seed)]
+        if name != grid.baseline and theirs and both:
+            differences[measure] = compare_over_seeds(
+                *_shared([ours.values[seed] for seed in both], [theirs.values[seed] for seed in both]),
+                same_items=len({ours.hashes[seed] for seed in both}) == 1, higher_is_better=share,
+                bounds=(-1.0, 1.0) if share else None,
+            )  # fmt: skip
+    costs = [line.cost for line in lines if line.method == name and line.cost]
+    chosen = choices[name].chosen if name in choices else {}
+    return MethodResult(
+        name=name,
+        row=grid.methods[name].row,
+        settings={**grid.methods[name].set, **chosen},
+        seeds=sum(line.method == name and line.status == "done" for line in lines),
+        estimates=estimates,
+        differences=differences,
+        flops=_mean([cost.flops for cost in costs]),
+        wall_seconds=_mean([cost.wall_seconds for cost in costs]),
+        tokens=_mean([cost.tokens for cost in costs]),
+        peak_memory=max((cost.peak_memory for cost in costs if cost.peak_memory is not None), default=None),
+    )
+
+
+def _shared(a: Values, b: Values) -> tuple[Values, Values]:
+    """Keep the items that both have, seed by seed; a fault of the sandbox may have cost one of them an item."""
+    keys = [ours.keys() & theirs.keys() for ours, theirs in zip(a, b, strict=True)]
+    kept = ([{item: one[item] for item in items} for one, items in zip(each, keys, strict=True)] for each in (a, b))
+    return next(kept), next(kept)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _line(
+    out: Path, grid: Grid, outcomes: Mapping[str, Mapping[str, Any]], cell: Cell, measures: Sequence[str]
+) -> Line:
+    outcome, done = outcomes.get(cell.name, {}), is_done(outcomes, cell)
+    failed = outcome.get("status") == FAILED and outcome.get("recipe") == cell.recipe_hash
+    scores = {measure: score for measure in measures if done and (score := read_mean(out, cell, measure)) is not None}
+    files = {
+        measure: f"{cell.folder}/eval/{cell.row}/{measure}/{'losses' if measure == HELDOUT else 'verdicts'}.jsonl"
+        for measure in scores
+    }
+    return Line(
+        method=cell.method,
+        seed=cell.seed,
+        status="done" if done else FAILED if failed else NOT_RUN,
+        reason=str(outcome["reason"]) if failed else "",
+        settings=cell.changes,
+        folder=cell.folder,
+        scores=scores,
+        items=files,
+        cost=read_cost(out, cell) if done else None,
+        key=str(outcome["key"]) if done else "",
+        stages=_stage_keys(out, cell) if done else {},
+        command=cell.command(grid.recipe),
+    )
+
+
+def _stage_keys(out: Path, cell: Cell) -> dict[str, str]:
+    """Return the key of each finished stage in a cell's run, those of other rows' models excepted."""
+    from xft.report.collect import made_by
+
+    places = ["base", "data", *made_by(cell.row, cell.recipe.sft.soup), f"eval/{cell.row}"]
+    manifests = {place: read_json(out / cell.folder / place / "manifest.json", {}) for place in places}
+    return {place: str(manifest["key"]) for place, manifest in manifests.items() if "key" in manifest}
+
+
+def _manifest(out: Path, cell: Cell) -> dict[str, Any]:
+    """Return the manifest of the last stage that made a cell's scores."""
+    return dict(read_json(out / cell.folder / "eval" / cell.row / "manifest.json", {}))
+
+
+def _items(out: Path, cell: Cell, measure: str) -> set[str]:
+    """Return what tells the items of a measure from all others: a problem's name, or a pair's text."""
+    if measure == HELDOUT:
+        path = out / cell.folder / "data" / "heldout.jsonl"
+        pairs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return {json.dumps([pair["instruction"], pair["response"]]) for pair in pairs}
+    return {f"{measure} {item}" for item in read_values(out, cell, measure) or {}}
