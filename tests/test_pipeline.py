@@ -23,6 +23,7 @@ from xft.families import FAMILIES
 from xft.moe.layouts import LAYOUTS, layout_of
 from xft.moe.routers import ROUTERS
 from xft.recipe import Recipe, load_recipe
+from xft.report import collect
 from xft.stage import folder_digest, locked, read_manifest
 
 STAGES = ["base", "data", "sft", "upcycle", "moe", "merge/uniform", "merge/learned"]
@@ -136,6 +137,35 @@ def test_the_merged_models_are_the_bases_own_architecture(finished: Path) -> Non
         assert (config["model_type"], config["architectures"]) == (base["model_type"], base["architectures"])
         shapes = {key: value.shape for key, value in load_file(finished / name / "model.safetensors").items()}
         assert shapes == {key: value.shape for key, value in load_file(finished / "base" / "model.safetensors").items()}
+
+
+def test_a_soup_is_the_mean_of_sft_runs_on_the_same_pairs_with_other_seeds(
+    copied: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    before = read_manifest(copied / "sft")
+    said = run(recipe_with(overrides, "sft.soup=2"), copied)
+    assert made(said) == {"soup/2", "soup/mean", "eval/soup"}
+    assert read_manifest(copied / "sft") == before
+    members = [load_file(copied / name / "model.safetensors") for name in ("sft", "soup/2")]
+    soup = load_file(copied / "soup/mean" / "model.safetensors")
+    assert any(not torch.equal(members[0][name], members[1][name]) for name in soup)
+    for name, tensor in soup.items():
+        torch.testing.assert_close(tensor, (members[0][name] + members[1][name]) / 2)
+    second = read_manifest(copied / "soup/2")
+    assert before is not None
+    assert second is not None
+    assert second["inputs"] == before["inputs"]
+    assert second["config"]["epochs"] == before["config"]["epochs"]
+    row = collect(copied).row("soup")
+    assert row.cost is not None
+    assert row.cost.flops == before["flops"] + second["flops"]
+
+
+def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) -> None:
+    nodes = {node.name: node for node in pipeline.graph(recipe_with(overrides, "sft.epochs=5"), tmp_path)}
+    usual = {node.name: node for node in pipeline.graph(recipe_with(overrides), tmp_path)}
+    assert (nodes["sft"].config["epochs"], usual["sft"].config["epochs"]) == (5, 2)
+    assert {name for name in nodes if nodes[name].config != usual[name].config} == {"sft"}
 
 
 def test_a_second_run_does_nothing(copied: Path, overrides: list[str]) -> None:

@@ -143,7 +143,7 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
 
 def least_p(seeds: int) -> float:
     """Return the smallest p that the sign-flip test can give with so many seeds."""
-    return 2 / 2**seeds
+    return 2.0 ** (1 - seeds)
 
 
 def seeds_for(p: float) -> int:

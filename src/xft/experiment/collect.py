@@ -24,6 +24,8 @@ FAILED, NOT_RUN = "failed", "not run"
 class Line:
     """A cell: a method with a seed."""
 
+    name: str
+    """The method, what it tries in a screening, the seed."""
     method: str
     seed: int
     status: str
@@ -230,6 +232,7 @@ def _line(
         for measure in scores
     }
     return Line(
+        name=cell.name,
         method=cell.method,
         seed=cell.seed,
         status="done" if done else FAILED if failed else NOT_RUN,

@@ -53,7 +53,9 @@ class Unit:
         return span(self.scale * low, self.scale * high, self.digits)
 
     def size(self, value: float) -> str:
-        """Write the size of a difference, which may be too small for the usual digits."""
+        """Write the size of a difference, with digits enough; shares can not differ by more than 1."""
+        if self.sign and value > 1:
+            return "none"
         return f"{self.scale * value:.{max(2, self.digits)}g}"
 
 
@@ -127,22 +129,20 @@ def markdown(results: Results) -> str:
     """Write the table, how to read it, and every cell with its command and hash."""
     heads = ["method", "settings"]
     for measure in results.measures:
-        heads += [unit(measure).name, f"against {results.baseline}", "smallest visible", "p over seeds"]
+        heads += [unit(measure).name, f"against {results.baseline}", "smallest visible"]
     heads += ["training FLOPs", "time", "peak memory", "seeds"]
     rows = []
     for method in results.methods:
         cells = [method.name, _settings(method.settings)]
         for measure in results.measures:
-            mean, gain, smallest, p = _cells(method, measure)
-            cells += [_bracket(mean), f"{_bracket(gain)} {gain.verdict}".strip(), smallest.main, p.main]
+            mean, gain, smallest = _cells(method, measure)
+            cells += [_bracket(mean), f"{_bracket(gain)} {gain.verdict}".strip(), _bracket(smallest)]
         rows.append([*cells, *(cell.main for cell in _costs(method)), f"{method.seeds} of {len(results.seeds)}"])
     parts = [f"# {results.name}", verdict(results), _pipes(heads, rows), *notes(results)]
     if results.choices and results.chosen_by:
         parts += ["## Screening", _pipes(*_screening(results))]
     if failed := [line for line in (*results.screened, *results.lines) if line.status == FAILED]:
-        heads = ["method", "settings", "seed", "reason"]
-        parts += ["## Failed", _pipes(heads, [[line.method, _settings(line.settings), str(line.seed), line.reason]
-                                              for line in failed])]  # fmt: skip
+        parts += ["## Failed cells", _pipes(["cell", "reason"], [[line.name, line.reason] for line in failed])]
     names = [unit(measure).name for measure in results.measures]
     parts += ["## Cells", _pipes(["method", "seed", *names, "training FLOPs", "time", "hash"],
                                  [_line_cells(line, results.measures) for line in results.lines])]  # fmt: skip
@@ -169,7 +169,7 @@ def render(results: Results) -> str:
         labels=[
             f"{unit(measure).name}: {head}"
             for measure in results.measures
-            for head in ("mean", f"against {results.baseline}", "smallest visible", "p over seeds")
+            for head in ("mean", f"against {results.baseline}", "smallest visible")
         ],
         forests=_forests(results),
         costs=_cost_plots(results),
@@ -197,7 +197,7 @@ def results_table(results: Results) -> Table:
     return table
 
 
-def _text(mean: Cell, gain: Cell, smallest: Cell, _p: Cell, baseline: str) -> Text:
+def _text(mean: Cell, gain: Cell, smallest: Cell, baseline: str) -> Text:
     text = Text(mean.main)
     text.append(f"\n{mean.detail}", style="dim")
     if gain.verdict:
@@ -206,8 +206,8 @@ def _text(mean: Cell, gain: Cell, smallest: Cell, _p: Cell, baseline: str) -> Te
     return text
 
 
-def _cells(method: MethodResult, measure: str) -> tuple[Cell, Cell, Cell, Cell]:
-    """Write a method's mean, its difference to the baseline, the smallest visible one, and the p over seeds."""
+def _cells(method: MethodResult, measure: str) -> tuple[Cell, Cell, Cell]:
+    """Write a method's mean, its difference to the baseline, and the smallest visible one with the p over seeds."""
     how, mean = unit(measure), method.estimates.get(measure)
     return (_mean(how, mean), *_difference(how, method.differences.get(measure)))
 
@@ -220,15 +220,14 @@ def _mean(how: Unit, mean: Estimate | None) -> Cell:
     )
 
 
-def _difference(how: Unit, found: SeedDifference | None) -> tuple[Cell, Cell, Cell]:
+def _difference(how: Unit, found: SeedDifference | None) -> tuple[Cell, Cell]:
     if found is None:
-        return Cell(NONE), Cell(NONE), Cell(NONE)
+        return Cell(NONE), Cell(NONE)
     gain = found.difference
     relative = f", {signed(100 * found.relative, 1)}%" if found.relative is not None else ""
     return (
         Cell(how.change(gain.mean), how.within(gain.low, gain.high) + relative, verdict=gain.verdict),
-        Cell(how.size(found.smallest)),
-        Cell(NONE if found.p is None else f"{found.p:.3g}"),
+        Cell(how.size(found.smallest), "" if found.p is None else f"p {found.p:.3g}"),
     )
 
 
@@ -315,10 +314,12 @@ def _screening(results: Results) -> tuple[list[str], list[list[str]]]:
         for candidate in choice.candidates:
             scores = [how.value(candidate.scores[seed]) if seed in candidate.scores else FAILED for seed in seeds]
             mean = NONE if candidate.mean is None else how.value(candidate.mean)
-            chosen = "chosen" if candidate.settings == choice.chosen else ""
-            edge = f", at the edge of what was tried: {', '.join(choice.at_edge)}" if chosen and choice.at_edge else ""
-            rows.append([method, _settings(candidate.settings), *scores, mean, chosen + edge])
-    return ["method", "tried", *(f"seed {seed}" for seed in seeds), f"mean {how.name.lower()}", ""], rows
+            word = ""
+            if candidate.settings == choice.chosen:
+                edge = f", at the edge of what was tried: {', '.join(choice.at_edge)}" if choice.at_edge else ""
+                word = "none worked; the first is taken" if candidate.mean is None else f"chosen{edge}"
+            rows.append([method, _settings(candidate.settings), *scores, mean, word])
+    return ["method", "tried", *(f"seed {seed}" for seed in seeds), f"mean {how.name}", "outcome"], rows
 
 
 def _screening_cost(results: Results) -> str:

@@ -1,0 +1,307 @@
+"""An experiment on a toy model: each stage once, whatever shares it; killed, failed, emptied and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xft.errors import RunError
+from xft.experiment import execute
+from xft.experiment.collect import Results
+from xft.experiment.config import Grid, load_grid
+from xft.experiment.report import write_results
+from xft.stage import Stage, read_manifest
+
+DELTA = {"upcycle.layout": "delta", "upcycle.rank": 2}
+DIVERGES = {"tune.clip": 0, "sft.lr": 1e30}
+
+
+@pytest.fixture(scope="module")
+def common(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of the smallest runs: a step or two of training, a handful of losses, no samples."""
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = [{"instruction": f"Add {n}.", "response": f"def add(a):\n    return a + {n}"} for n in range(12)]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = {"data.heldout": 4, "data.train": 8, "tune.epochs": 1, "eval.benchmarks": []}
+    return {"base": str(tiny_dense), "data": str(pairs), **small}
+
+
+def grid_of(common: dict[str, Any], folder: Path, **changes: Any) -> Path:
+    """Write a grid of SFT and XFT with two seeds, with changes."""
+    methods = {"sft": {"row": "sft"}, "xft": {"row": "xft"}}
+    tree = {"name": "toy", "recipe": "tiny", "seeds": [1, 2], "methods": methods, "baseline": "sft", "set": common}
+    folder.mkdir(exist_ok=True)
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(tree | changes))
+    return path
+
+
+class Counted:
+    """Runs experiments and counts how often each stage's work was done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: Counter[str] = Counter()
+        self.said: list[str] = []
+        self.stop_at: str | None = None
+        real = execute.run_stage
+
+        def counting(place: Path, stage: Stage) -> dict[str, Any]:
+            if stage.name == self.stop_at:
+                raise KeyboardInterrupt
+            manifest = real(place, stage)
+            self.made[stage.name] += 1
+            return manifest
+
+        monkeypatch.setattr(execute, "run_stage", counting)
+
+    def __call__(self, grid: Path | Grid, out: Path) -> Results:
+        self.made.clear()
+        self.said.clear()
+        plan = load_grid(grid) if isinstance(grid, Path) else grid
+        return execute.run(
+            plan, out, command="xft experiment", redo=False, confirm=lambda _question: False, say=self.said.append
+        )
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def weights(out: Path) -> set[str]:
+    """Name the stages that have weights of their own."""
+    found = [path for path in out.rglob("model*.safetensors") if not path.is_symlink()]
+    return {str(path.parent.relative_to(out)) for path in found}
+
+
+def test_two_methods_and_two_seeds_share_what_they_can(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    methods = {"base": {"row": "base"}, "sft": {"row": "sft"}, "delta": {"row": "xft", "set": DELTA}}
+    grid = grid_of(common, tmp_path / "grid", methods=methods)
+    out = tmp_path / "out"
+    results = counted(grid, out)
+    stages = ("base", "data", "eval/base", "sft", "eval/sft", "upcycle", "moe", "merge/learned", "eval/xft")
+    assert counted.made == dict.fromkeys(stages, 2)  # once a seed, though two folders have data of each
+    first, second = (out / "runs" / name / "seed-1/data/train.jsonl" for name in ("base", "delta"))
+    assert first.samefile(second)
+    assert not (out / "runs/base/seed-1/merge/uniform").exists()
+
+    assert [line.status for line in results.lines] == ["done"] * 6
+    assert results.measures == ("heldout",)
+    for line in results.lines:
+        manifest = read_manifest(out / line.folder / "eval" / methods[line.method]["row"])
+        assert manifest is not None
+        assert line.key == manifest["key"] == line.stages[f"eval/{methods[line.method]['row']}"]
+        losses = [json.loads(text)["loss"] for text in (out / line.items["heldout"]).read_text().splitlines()]
+        assert line.scores["heldout"] == pytest.approx(sum(losses) / 4)
+    by = {method.name: method for method in results.methods}
+    for name in ("base", "delta"):
+        scores = {line.seed: line.scores["heldout"] for line in results.lines if line.method == name}
+        theirs = {line.seed: line.scores["heldout"] for line in results.lines if line.method == "sft"}
+        found = by[name].differences["heldout"]
+        assert found.seeds == pytest.approx([scores[seed] - theirs[seed] for seed in (1, 2)])
+        assert found.p in (0.5, 1.0)
+    assert by["base"].flops == by["base"].wall_seconds == 0
+    run = out / "runs/delta/seed-1"
+    parts = [read_manifest(run / place) or {} for place in ("upcycle", "moe", "merge/learned")]
+    (cost,) = [line.cost for line in results.lines if (line.method, line.seed) == ("delta", 1)]
+    assert cost is not None
+    assert cost.flops == sum(part["flops"] or 0 for part in parts)
+    assert cost.wall_seconds == pytest.approx(sum(part["wall_seconds"] for part in parts))
+
+    written = json.loads((out / "results.json").read_text())
+    assert [cell["key"] for cell in written["lines"]] == [line.key for line in results.lines]
+    before = (out / "results.md").read_text()
+    counted(grid, out)
+    assert counted.made == {}
+    assert (out / "results.md").read_text() == before
+    write_results(load_grid(grid), out, "xft experiment")  # what --report-only does
+    assert (out / "results.md").read_text() == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_experiment_goes_on_and_makes_nothing_twice(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    grid, out = grid_of(common, tmp_path / "grid"), tmp_path / "out"
+    counted.stop_at = "moe"
+    with pytest.raises(KeyboardInterrupt):
+        counted(grid, out)
+    before = counted.made.copy()
+    assert before == {"base": 1, "data": 1, "sft": 1, "eval/sft": 1, "upcycle": 1}
+    state = write_results(load_grid(grid), out, "xft experiment")
+    assert [line.status for line in state.lines] == ["done", "not run", "not run", "not run"]
+    counted.stop_at = None
+    results = counted(grid, out)
+    assert before + counted.made == dict.fromkeys(
+        ("base", "data", "sft", "eval/sft", "upcycle", "moe", "merge/learned", "eval/xft"), 2
+    )
+    assert [line.status for line in results.lines] == ["done"] * 4
+
+
+def test_a_cell_that_diverges_is_told_and_the_others_are_made(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    methods = {"boom": {"row": "sft", "set": DIVERGES}, "sft": {"row": "sft"}}
+    grid = grid_of(common, tmp_path / "grid", methods=methods, seeds=[1])
+    out = tmp_path / "out"
+    results = counted(grid, out)
+    assert [(line.method, line.status) for line in results.lines] == [("boom", "failed"), ("sft", "done")]
+    assert all("loss is nan" in line.reason for line in results.failed)
+    assert "1 of 2 cells failed" in (out / "results.md").read_text()
+    assert "the loss is nan" in (out / "report/index.html").read_text()
+    counted(grid, out)
+    assert counted.made == {}  # it was tried again, in vain; what had been made was not
+    assert sum("failed" in line for line in counted.said) == 1
+
+
+def test_methods_that_share_a_failing_stage_try_it_once(
+    common: dict[str, Any], counted: Counted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from xft.errors import DivergedError
+
+    tried = []
+    real = execute.run_stage
+
+    def failing(place: Path, stage: Stage) -> dict[str, Any]:
+        if stage.name == "sft":
+            tried.append(place)
+            raise DivergedError("step 1: the loss is nan")
+        return real(place, stage)
+
+    monkeypatch.setattr(execute, "run_stage", failing)
+    methods = {"sft": {"row": "sft"}, "soup": {"row": "soup", "set": {"sft.soup": 2}}}
+    results = counted(grid_of(common, tmp_path / "grid", methods=methods, seeds=[1]), tmp_path / "out")
+    assert [line.reason for line in results.lines] == ["step 1: the loss is nan"] * 2
+    assert len(tried) == 1
+
+
+def test_with_keep_scores_weights_go_and_come_back_only_when_they_are_needed(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    grid, out = grid_of(common, tmp_path / "grid", keep="scores", seeds=[1]), tmp_path / "out"
+    counted(grid, out)
+    assert weights(out) == set()
+    losses = out / "runs/sft/seed-1/eval/xft/heldout/losses.jsonl"
+    before = losses.read_text(), losses.stat().st_mtime_ns
+    counted(grid, out)
+    assert counted.made == {}
+
+    more = {"sft": {"row": "sft"}, "xft": {"row": "xft"}, "uniform": {"row": "uniform"}}
+    grid = grid_of(common, tmp_path / "grid", keep="scores", seeds=[1], methods=more)
+    results = counted(grid, out)
+    assert counted.made == {"upcycle": 1, "moe": 1, "merge/uniform": 1, "eval/uniform": 1}
+    assert (losses.read_text(), losses.stat().st_mtime_ns) == before
+    assert [line.status for line in results.lines] == ["done"] * 3
+    assert weights(out) == set()
+
+
+def test_weights_that_another_cell_still_needs_are_kept(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    methods = {"sft": {"row": "sft"}, "soup": {"row": "soup", "set": {"sft.soup": 2}}, "xft": {"row": "xft"}}
+    grid, out = grid_of(common, tmp_path / "grid", keep="scores", seeds=[1], methods=methods), tmp_path / "out"
+    counted.stop_at = "soup/2"
+    with pytest.raises(KeyboardInterrupt):
+        counted(grid, out)
+    assert weights(out) == {"runs/sft/seed-1/sft", "runs/soup/seed-1/sft"}  # the soup needs it
+    counted.stop_at = "upcycle"
+    with pytest.raises(KeyboardInterrupt):
+        counted(grid, out)
+    assert counted.made == {"soup/2": 1, "soup/mean": 1, "eval/soup": 1}
+    assert weights(out) == set()
+
+
+@pytest.mark.slow
+def test_settings_are_chosen_with_other_seeds_where_they_matter(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    methods = {"base": {"row": "base"}, "sft": {"row": "sft"}}
+    choose = {"vary": {"tune.lr": [1e-9, 1e-2]}, "seeds": [101, 102]}
+    grid = grid_of(common, tmp_path / "grid", methods=methods, seeds=[1], choose=choose)
+    out = tmp_path / "out"
+    results = counted(grid, out)
+    assert counted.made == {"base": 3, "data": 3, "sft": 5, "eval/sft": 5, "eval/base": 1}
+    chosen = json.loads((out / "choice.json").read_text())
+    assert chosen["base"] == {"chosen": {}, "candidates": [], "flops": 0.0, "wall_seconds": 0.0}
+    assert chosen["sft"]["chosen"] == {"tune.lr": 1e-2}
+    tried = chosen["sft"]["candidates"]
+    assert [set(each["scores"]) for each in tried] == [{"101", "102"}] * 2
+    assert tried[0]["mean"] > tried[1]["mean"]  # a step of 1e-9 learns nothing
+    assert results.choices["sft"].flops == pytest.approx(4 * (results.methods[1].flops or 0), rel=0.2)
+    assert [line.settings["tune.lr"] for line in results.lines if line.method == "sft"] == [1e-2]
+    pairs = {seed: set((out / f"{place}/data/heldout.jsonl").read_text().splitlines())
+             for seed, place in ((1, "runs/base/seed-1"), (101, "screening/base/tune.lr=1e-09/seed-101"),
+                                 (102, "screening/base/tune.lr=1e-09/seed-102"))}  # fmt: skip
+    assert results.shared_items == len(pairs[1] & (pairs[101] | pairs[102]))
+    counted(grid, out)
+    assert counted.made == {}
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_untouched(
+    common: dict[str, Any], counted: Counted, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something else"):
+        counted(grid_of(common, tmp_path / "grid"), out)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def command(grid: Path, out: Path) -> list[str]:
+    return [sys.executable, "-c", "from xft.cli import main; main()", "experiment", str(grid), "--out", str(out)]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_started_again_gives_the_same_scores(common: dict[str, Any], tmp_path: Path) -> None:
+    grid = grid_of(common | {"tune.checkpoint_minutes": 0}, tmp_path / "grid", keep="scores")
+    subprocess.run(command(grid, tmp_path / "whole"), check=True, capture_output=True)
+    out = tmp_path / "killed"
+    for stage in ("sft.partial", "moe.partial", "merge/learned", "runs/sft/seed-2/moe"):
+        process = subprocess.Popen(command(grid, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        place = out / stage if stage.startswith("runs") else out / "runs/sft/seed-1" / stage
+        while process.poll() is None and not place.exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    again = subprocess.run(command(grid, out), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    trees = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "whole", out)]
+    scores = [[(cell["method"], cell["seed"], cell["key"], cell["scores"]) for cell in tree["lines"]] for tree in trees]
+    assert scores[0] == scores[1]
+    assert weights(out) == set()
+    assert list(out.rglob("*.partial")) == list(out.rglob("*.linking")) == []
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_table_and_ends_with_1_where_a_cell_failed(
+    common: dict[str, Any], tmp_path: Path
+) -> None:
+    methods = {"sft": {"row": "sft"}, "boom": {"row": "sft", "set": DIVERGES}}
+    grid, out = grid_of(common, tmp_path / "grid", methods=methods, seeds=[1]), tmp_path / "out"
+    done = subprocess.run(command(grid, out), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "1 of 2 cells failed: boom, seed 1" in done.stderr
+    assert "Held-out loss" in done.stdout
+    before = (out / "results.md").read_bytes()
+    told = subprocess.run([*command(grid, out), "--report-only"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert (out / "results.md").read_bytes() == before
+    nothing = subprocess.run(
+        [*command(grid, tmp_path / "none"), "--report-only"], capture_output=True, text=True, check=False
+    )
+    assert nothing.returncode == 2
+    assert "no experiment (it has no grid.yaml)" in nothing.stderr

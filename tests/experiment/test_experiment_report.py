@@ -1,0 +1,174 @@
+"""What an experiment's table and page say, from folders written by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from xft.experiment.cells import write_outcomes
+from xft.experiment.config import Grid, load_grid
+from xft.experiment.plan import Plan
+from xft.experiment.report import markdown, render, results_table, write_results
+from xft.report import plots
+from xft.report.collect import made_by
+
+NASTY = "<script>alert('x')</script> | &amp;"
+GAINS = {"base": 0.2, "sft": 0.0, "xft": -0.05, "same": 0.0}
+"""In held-out loss, against SFT."""
+
+
+def write_json(path: Path, tree: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree) + "\n")
+
+
+def write_cells(out: Path, seeds: list[int], **changes: Any) -> Grid:
+    """Write an experiment whose held-out gains are known and whose method `broken` failed."""
+    methods = {"base": {"row": "base"}, "sft": {"row": "sft"}, "xft": {"row": "xft"},
+               "same": {"row": "sft", "set": {"sft.lr": 1e-4}}, "broken": {"row": "moe"}}  # fmt: skip
+    tree = {"name": "made-up", "recipe": "tiny", "seeds": seeds, "methods": methods, "baseline": "sft",
+            "set": {"base": NASTY}}  # fmt: skip
+    (out / "in.yaml").write_text(yaml.safe_dump(tree | changes))
+    grid = load_grid(out / "in.yaml")
+    outcomes = {}
+    for cell in Plan(grid).confirmation({}):
+        outcomes[cell.name] = {"recipe": cell.recipe_hash, "status": "done", "key": f"{cell.seed}{cell.method:0<63}"}
+        if cell.method == "broken":
+            outcomes[cell.name] |= {"status": "failed", "reason": f"step 1: {NASTY}"}
+            continue
+        generator = np.random.default_rng(cell.seed)
+        losses = generator.normal(1.0, 0.3, 30) + GAINS[cell.method]
+        losses += 0.004 * np.random.default_rng([cell.seed, len(cell.method)]).standard_normal(30)
+        folder = out / cell.folder / "eval" / cell.row
+        write_json(folder / "heldout/scores.json", {"benchmark": "heldout", "data_hash": str(cell.seed)})
+        lines = [json.dumps({"id": number, "loss": loss}) for number, loss in enumerate(losses.tolist())]
+        (folder / "heldout/losses.jsonl").write_text("\n".join(lines) + "\n")
+        write_json(folder / "humaneval/scores.json", {"benchmark": "humaneval", "data_hash": "h"})
+        verdicts = [json.dumps({"task_id": f"HumanEval/{n}", "sample": 0, "status": "passed" if n < 2 else "failed"})
+                    for n in range(8)]  # fmt: skip
+        (folder / "humaneval/verdicts.jsonl").write_text("\n".join(verdicts) + "\n")
+        pairs = [json.dumps({"instruction": f"{cell.seed} {n}", "response": ""}) for n in range(30)]
+        (out / cell.folder / "data").mkdir(parents=True, exist_ok=True)
+        (out / cell.folder / "data/heldout.jsonl").write_text("\n".join(pairs) + "\n")
+        for place in ("base", "data", *made_by(cell.row, 1), f"eval/{cell.row}"):
+            manifest = {"key": f"key of {place}", "digest": "d", "finished": "2026-01-01T00:00:00+00:00",
+                        "wall_seconds": 60.0, "flops": 1e12 if place in ("sft", "moe") else None,
+                        "peak_memory_bytes": 1e9, "device": "CPU", "versions": {"torch": "2"}}  # fmt: skip
+            write_json(out / cell.folder / place / "manifest.json", manifest)
+    write_outcomes(out, outcomes)
+    return grid
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_the_verdicts_follow_the_losses(out: Path) -> None:
+    results = write_results(write_cells(out, [1, 2, 3, 4, 5, 6]), out, "xft experiment in.yaml")
+    found = {method.name: method.differences.get("heldout") for method in results.methods}
+    words = {name: each.difference.verdict if each else None for name, each in found.items()}
+    assert words == {"base": "worse", "sft": None, "xft": "better", "same": "can't tell", "broken": None}
+    xft = found["xft"]
+    assert xft is not None
+    assert xft.difference.mean == pytest.approx(-0.05, abs=0.002)
+    assert xft.p == 2 / 64
+    assert xft.relative == pytest.approx(-0.05, abs=0.01)
+    table = markdown(results)
+    assert "Held-out loss, against sft: better: xft; worse: base; can't tell: same." in table
+    assert "it needs 8 for 1%" in table
+    assert "for 5%" not in table
+    assert "6 of 30 cells failed" in table
+    assert "One seed" not in table
+
+
+def test_with_few_seeds_or_one_the_limits_are_said(out: Path) -> None:
+    grid = write_cells(out, [1, 2, 3])
+    assert "p = 0.25 at least with 3 seeds; it needs 6 for 5% and 8 for 1%" in markdown(write_results(grid, out, ""))
+    one = write_results(write_cells(out, [4]), out, "")
+    assert "One seed: the intervals cover the choice of problems, not the luck of training." in markdown(one)
+    assert "Seed by seed" not in render(one)
+
+
+def test_costs_are_those_of_the_stages_that_the_row_needs(out: Path) -> None:
+    results = write_results(write_cells(out, [1, 2]), out, "")
+    costs = {method.name: (method.flops, method.wall_seconds) for method in results.methods}
+    assert costs["base"] == (0.0, 0.0)
+    assert costs["sft"] == (1e12, 60.0)
+    assert costs["xft"] == (1e12, 180.0)  # upcycle, moe, merge
+    assert costs["broken"] == (None, None)
+
+
+def test_every_cell_is_there_with_its_hash_and_its_command(out: Path) -> None:
+    results = write_results(write_cells(out, [1, 2]), out, "xft experiment in.yaml")
+    page, table = (out / "report/index.html").read_text(), (out / "results.md").read_text()
+    for line in results.lines:
+        assert line.command in table
+        if line.status == "done":
+            assert f'title="{line.key}"' in page
+            assert f"| {line.method} | {line.seed} |" in table
+    assert table.count("xft experiment in.yaml") == 1
+    tree = json.loads((out / "results.json").read_text())
+    assert [(cell["method"], cell["status"]) for cell in tree["lines"]] == [
+        (line.method, line.status) for line in results.lines
+    ]
+    assert all((out / path).is_file() for cell in tree["lines"] for path in cell["items"].values())
+
+
+def test_what_comes_from_outside_is_escaped_and_no_script_is_there(out: Path) -> None:
+    write_results(write_cells(out, [1, 2]), out, f"xft experiment '{NASTY}'")
+    page = (out / "report/index.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 5  # base, reasons, command, commands, grid
+    assert not re.search(r'(src|href)="', page)
+    for line in (out / "results.md").read_text().splitlines():
+        if line.startswith("| broken, seed"):
+            assert re.fullmatch(r"\| broken, seed \d \| step 1: <script>.*</script> \\\| &amp; \|", line)
+
+
+def test_methods_without_scores_yet_are_not_run(out: Path) -> None:
+    grid = write_cells(out, [1])
+    write_outcomes(out, {})
+    results = write_results(grid, out, "")
+    assert {line.status for line in results.lines} == {"not run"}
+    assert "nothing to compare yet" in markdown(results)
+    assert "5 of 5 cells are not made yet" in markdown(results)
+
+
+def test_a_cell_of_an_earlier_recipe_does_not_count(out: Path) -> None:
+    grid = write_cells(out, [1])
+    changed = grid.model_copy(update={"set": {**grid.set, "tune.lr": 0.5}})
+    assert {line.status for line in write_results(changed, out, "").lines} == {"not run"}
+
+
+def test_the_terminals_table_has_a_line_for_each_method(out: Path) -> None:
+    table = results_table(write_results(write_cells(out, [1, 2]), out, ""))
+    assert table.row_count == 5
+
+
+def marks(*at: tuple[float, float, float] | None) -> list[tuple[float, plots.Mark]]:
+    return [(float(place), plots.Mark(label=f"m{place}", tone="sft", at=each)) for place, each in enumerate(at)]
+
+
+def test_a_scatter_draws_each_mark_at_its_cost_with_its_interval() -> None:
+    drawing = plots.scatter(marks((0.0, -1.0, 1.0), None, (4.0, 3.0, 4.0)), label="<x>", height=100, write=str)
+    assert drawing.count("<circle") == drawing.count("whisker") == 2
+    assert "&lt;x&gt;" in drawing
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)%"', drawing)]
+    assert sorted(places) == [0.0, 100.0]
+    assert "Not run" in plots.scatter(marks(None), label="", height=100, write=str)
+
+
+def test_names_of_a_scatter_do_not_lie_over_one_another() -> None:
+    close = [(10.0, plots.Mark(label=f"m{n}", tone="sft", at=(n / 1000, 0.0, 1.0))) for n in range(5)]
+    drawing = plots.scatter(close, label="", height=300, write=str)
+    downs = sorted(float(y) for y in re.findall(r'y="([\d.]+)" dy=".34em" text-anchor="(?:start|end)">m', drawing))
+    assert len(downs) == 5
+    assert all(b - a >= plots.BETWEEN_LABELS for a, b in itertools.pairwise(downs))

@@ -1,0 +1,99 @@
+"""Stages whose weights were deleted, stages that a target needs, and hashes known before anything is made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from xft.graph import Node, ancestors, bring_up_to_date, fingerprints
+from xft.stage import Meter, drop_files, read_manifest
+
+
+class Toy:
+    """base ─► tune ─► score, and base ─► other; each writes what it read."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.made = out, Counter[str]()
+
+    def nodes(self, **configs: int) -> list[Node]:
+        after = {"base": (), "tune": ("base",), "other": ("base",), "score": ("tune",)}
+        return [
+            Node(name=name, config={"n": configs.get(name, 0)}, after=before, outside={}, work=self.work(name, before))
+            for name, before in after.items()
+        ]
+
+    def work(self, name: str, before: tuple[str, ...]) -> Any:
+        def do(folder: Path, _meter: Meter) -> None:
+            read = "".join((self.out / each / "model.bin").read_text() for each in before)
+            (folder / "model.bin").write_text(f"{read}{name}")
+            (folder / "summary.json").write_text("{}")
+            self.made[name] += 1
+
+        return do
+
+    def __call__(self, nodes: list[Node]) -> Counter[str]:
+        self.made.clear()
+        recipe = SimpleNamespace(seed=1, model_dump=lambda mode: {})
+        bring_up_to_date(nodes, self.out, recipe, redo=False, confirm=lambda _: False, say=lambda _: None)
+        return self.made
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    toy = Toy(tmp_path)
+    assert toy(toy.nodes()) == dict.fromkeys(("base", "tune", "other", "score"), 1)
+    return toy
+
+
+def test_a_stage_without_its_weights_is_done_while_nothing_reads_them(toy: Toy) -> None:
+    drop_files(toy.out / "tune", "model*")
+    assert [path.name for path in sorted((toy.out / "tune").iterdir())] == ["manifest.json", "summary.json"]
+    assert (read_manifest(toy.out / "tune") or {})["dropped"] == ["model.bin"]
+    assert toy(toy.nodes()) == {}
+    assert toy(toy.nodes(other=1)) == {"other": 1}
+
+
+def test_it_is_made_again_with_what_it_reads_once_something_does(toy: Toy) -> None:
+    for name in ("base", "tune", "other"):
+        drop_files(toy.out / name, "model*")
+    assert toy(toy.nodes(score=1)) == {"base": 1, "tune": 1, "score": 1}
+    assert (toy.out / "score" / "model.bin").read_text() == "basetunescore"
+    assert "dropped" not in (read_manifest(toy.out / "tune") or {})
+    assert toy(toy.nodes(score=1)) == {}
+    assert toy(toy.nodes()) == {}  # the old score was put aside and comes back
+
+
+def test_one_that_was_put_aside_without_its_weights_is_made_again_when_it_is_read(toy: Toy) -> None:
+    drop_files(toy.out / "tune", "model*")
+    assert toy(toy.nodes(tune=1)) == {"tune": 1}  # the same content, so the score stands
+    assert toy(toy.nodes(tune=0, score=1)) == {"tune": 1, "score": 1}
+    assert (toy.out / "tune" / "model.bin").is_file()
+
+
+def test_a_lost_file_still_counts_as_unfinished(toy: Toy) -> None:
+    (toy.out / "tune" / "model.bin").unlink()
+    assert read_manifest(toy.out / "tune") is None
+    drop_files(toy.out / "tune", "model*")
+    assert read_manifest(toy.out / "tune") is None
+
+
+def test_links_to_outside_are_not_deleted(toy: Toy, tmp_path: Path) -> None:
+    link = toy.out / "base" / "model.lnk"
+    link.symlink_to(toy.out / "other" / "model.bin")
+    drop_files(toy.out / "base", "model.lnk")
+    assert link.is_symlink()
+
+
+def test_a_targets_ancestors_come_in_order_and_nothing_else(toy: Toy) -> None:
+    assert [node.name for node in ancestors(toy.nodes(), "score")] == ["base", "tune", "score"]
+    assert [node.name for node in ancestors(toy.nodes(), "base")] == ["base"]
+
+
+def test_fingerprints_differ_from_the_first_changed_stage_on(toy: Toy) -> None:
+    before, after = fingerprints(toy.nodes(), 1), fingerprints(toy.nodes(tune=1), 1)
+    assert {name for name in before if before[name] != after[name]} == {"tune", "score"}
+    assert set(fingerprints(toy.nodes(), 2).values()).isdisjoint(before.values())
