@@ -117,6 +117,15 @@ def test_methods_that_did_alike_on_all_problems_are_not_taken_for_equal():
     assert estimate.high > 0.05
 
 
+def test_an_item_that_one_seed_lost_leaves_the_others_in_their_places():
+    whole = {str(item): float(item % 2) for item in range(20)}
+    lost = {item: value for item, value in whole.items() if item != "7"}
+    found = compare_over_seeds([whole, lost], [whole, lost], same_items=True, bounds=(-1.0, 1.0))
+    assert (found.difference.mean, found.items) == (0.0, 39)
+    assert estimate_over_seeds([{"x": 1.0}], same_items=True, bounds=(0.0, 1.0)).low == 0.0
+    assert estimate_over_seeds([{"x": 1.0}], same_items=True).high == 1.0
+
+
 def test_pairs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="same seeds and items"):
         compare_over_seeds(named([[1.0, 2.0]]), named([[1.0]]), same_items=True)

@@ -57,7 +57,7 @@ def experiment(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, in all cells: base=FOLDER eval.n=5."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; experiments/NAME by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/NAME by default.")] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Make nothing, tell what is there.")] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Redo stages whose inputs changed, whatever they cost.")] = False,
 ) -> None:
@@ -66,7 +66,7 @@ def experiment(
     from xft.experiment.report import results_table, write_results
 
     plan = load_grid(grid, overrides)
-    folder = out or Path("experiments") / plan.name
+    folder = out or Path("runs") / plan.name
     command = shlex.join(["xft", "experiment", str(grid), *(overrides or []), "--out", str(folder)])
     if report_only:
         if not (folder / "grid.yaml").is_file():

@@ -70,9 +70,10 @@ def estimate_over_seeds(
     columns = _columns(values)
     means = tuple(float(column.mean()) for column in columns)
     if len(columns) == 1:
-        low, high = mean_interval(columns[0].tolist(), seed, bounds=bounds)
+        alone = columns[0].size == 1  # of one item nothing is known but its bounds
+        low, high = bounds or (means * 2) if alone else mean_interval(columns[0].tolist(), seed, bounds=bounds)
     else:
-        drawn = _hierarchical(columns, same_items, bounds, np.random.default_rng(seed))
+        drawn = _hierarchical(columns, same_items and _alike(values), bounds, np.random.default_rng(seed))
         low, high = _hull(means, drawn)
     return Estimate(mean=math.fsum(means) / len(means), low=low, high=high, seeds=means)
 
@@ -108,7 +109,7 @@ def compare_over_seeds(
         difference = paired_difference(ours, theirs, seed, higher_is_better=higher_is_better, bounds=bounds)
         p, smallest = None, smallest_difference(ours, theirs, bounded=bounds is not None)
     else:
-        drawn = _hierarchical(columns, same_items, bounds, np.random.default_rng(seed))
+        drawn = _hierarchical(columns, same_items and _alike(a), bounds, np.random.default_rng(seed))
         low, high = _hull(means, drawn)
         clear = low > 0 or high < 0
         better = (mean > 0) == higher_is_better
@@ -191,6 +192,11 @@ def _columns(values: Values) -> list[Floats]:
     return columns
 
 
+def _alike(values: Values) -> bool:
+    """Return whether all seeds have the same items; a fault of the sandbox may have cost one of them an item."""
+    return len({frozenset(each) for each in values}) == 1
+
+
 def _hierarchical(
     columns: list[Floats], same_items: bool, bounds: tuple[float, float] | None, generator: np.random.Generator
 ) -> Floats:
@@ -201,7 +207,7 @@ def _hierarchical(
     """
     columns = [np.append(column, bounds or ()) for column in columns]
     seeds = len(columns)
-    if same_items and len({column.size for column in columns}) == 1:
+    if same_items:
         items = columns[0].size
         drawn_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size=RESAMPLES)
         drawn_items = generator.multinomial(items, [1 / items] * items, size=RESAMPLES)
