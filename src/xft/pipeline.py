@@ -11,6 +11,7 @@ With `sft.soup` further SFT runs, soup/2 and so on, and their average with the f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     base_folder = resolve_base(recipe.base)
     tune = recipe.tune.model_dump()
     _ = Checkpoint(base_folder).family  # a clear error for a folder that holds no model of a known family
-    style = _style(recipe, base_folder)
+    digest, style = _read_base(base_folder, recipe.prompt, _state(base_folder))
     work = _Work(recipe, out, style)
     train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT
 
@@ -118,7 +119,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     souped = ("sft", *(f"soup/{number}" for number in members))
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
-             outside={"base": folder_digest(base_folder)}),
+             outside={"base": digest}),
         Node(name="data", config=recipe.data.model_dump(), after=(), outside=sources_digest(recipe.data),
              work=lambda folder, _: prepare(recipe.data, folder, recipe.seed)),
         Node(name="sft", after=("base", "data"), outside={}, work=work.sft(train, recipe.seed), config=sft),
@@ -178,10 +179,18 @@ def _data_hash(entry: BenchmarkConfig) -> str:
         raise
 
 
-def _style(recipe: Recipe, base: Path) -> str:
+@lru_cache(maxsize=8)
+def _read_base(base: Path, prompt: str, state: tuple[Any, ...]) -> tuple[str, str]:
+    """Return a base's digest and the prompt style; an experiment asks for the same many times."""
     from xft.prompts import resolve_prompt, tokenizer_of
 
-    return resolve_prompt(recipe.prompt, tokenizer_of(base))
+    return folder_digest(base), resolve_prompt(prompt, tokenizer_of(base))
+
+
+def _state(folder: Path) -> tuple[Any, ...]:
+    """Return what changes when a folder's files do."""
+    stats = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items()))
 
 
 def link_base(base: Path, folder: Path) -> None:

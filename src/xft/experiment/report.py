@@ -40,6 +40,11 @@ class Unit:
     digits: int
     sign: str
 
+    @property
+    def spoken(self) -> str:
+        """Return the name as it stands within a sentence."""
+        return self.name if self.sign else self.name.lower()
+
     def value(self, value: float) -> str:
         """Write a mean."""
         return f"{self.scale * value:.{self.digits}f}{self.sign}"
@@ -115,7 +120,7 @@ def notes(results: Results) -> list[str]:
         told.append(f"{compared} comparisons, each at 5%: not adjusted for their number.")
     if results.chosen_by:
         told.append(
-            f"Settings were chosen by {unit(results.chosen_by).name} with other seeds; of the {results.items} items "
+            f"Settings were chosen by {unit(results.chosen_by).spoken} with other seeds; of the {results.items} items "
             f"of the endpoint, {results.shared_items} were among those that the screening was decided by."
         )
     if failed := sum(line.status == FAILED for line in results.lines):
@@ -319,7 +324,7 @@ def _screening(results: Results) -> tuple[list[str], list[list[str]]]:
                 edge = f", at the edge of what was tried: {', '.join(choice.at_edge)}" if choice.at_edge else ""
                 word = "none worked; the first is taken" if candidate.mean is None else f"chosen{edge}"
             rows.append([method, _settings(candidate.settings), *scores, mean, word])
-    return ["method", "tried", *(f"seed {seed}" for seed in seeds), f"mean {how.name}", "outcome"], rows
+    return ["method", "tried", *(f"seed {seed}" for seed in seeds), f"mean {how.spoken}", "outcome"], rows
 
 
 def _screening_cost(results: Results) -> str:
