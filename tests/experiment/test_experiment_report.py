@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from browser import CHROMIUM, WIDTHS, measure
 from xft.experiment.cells import write_outcomes
 from xft.experiment.config import Grid, load_grid
 from xft.experiment.plan import Plan
@@ -40,7 +41,7 @@ def write_cells(out: Path, seeds: list[int], **changes: Any) -> Grid:
     outcomes = {}
     for cell in Plan(grid).confirmation({}):
         outcomes[cell.name] = {"recipe": cell.recipe_hash, "status": "done", "key": f"{cell.seed}{cell.method:0<63}"}
-        if cell.method == "broken":
+        if cell.method.startswith("broken"):
             outcomes[cell.name] |= {"status": "failed", "reason": f"step 1: {NASTY}"}
             continue
         generator = np.random.default_rng(cell.seed)
@@ -151,6 +152,22 @@ def test_a_cell_of_an_earlier_recipe_does_not_count(out: Path) -> None:
 def test_the_terminals_table_has_a_line_for_each_method(out: Path) -> None:
     table = results_table(write_results(write_cells(out, [1, 2]), out, ""))
     assert table.row_count == 5
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="not run: experiment's page in a browser (install Debian package chromium)"
+)
+def test_the_page_never_scrolls_sideways(out: Path, tmp_path: Path) -> None:
+    long = {"base": "x" * 200, "upcycle.router": "shared-normalized", "prompt": "magicoder"}
+    methods = {"sft": {"row": "sft"}, "xft": {"row": "xft", "set": long}, "base": {"row": "base"},
+               "broken-with-a-long-name": {"row": "moe"}, "broken": {"row": "moe"}}  # fmt: skip
+    write_results(write_cells(out, list(range(1, 11)), methods=methods), out, "xft experiment in.yaml " + "y" * 300)
+    _, sizes = measure(out / "report/index.html", tmp_path)
+    for width, size in zip(WIDTHS, sizes, strict=True):
+        assert (size["client"], size["scroll"]) == (width, width)
+        assert size["outside"] == []
+        assert size["hidden"] == []
+        assert size["height"] > 2000
 
 
 def marks(*at: tuple[float, float, float] | None) -> list[tuple[float, plots.Mark]]:
