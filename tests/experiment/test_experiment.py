@@ -207,6 +207,7 @@ def test_with_keep_scores_weights_go_and_come_back_only_when_they_are_needed(
     assert weights(out) == set()
 
 
+@pytest.mark.slow
 def test_weights_that_another_cell_still_needs_are_kept(
     common: dict[str, Any], counted: Counted, tmp_path: Path
 ) -> None:
