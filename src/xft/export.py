@@ -168,7 +168,7 @@ def _obstacle(mixture: Mixture, stock: Stock) -> str:
         return f"its attention is that of {' and '.join(stock.families)}, not of {mixture.family.model_type}"
     if options["router"] not in stock.rules:
         return f"its router is {' or '.join(stock.rules)}, not {options['router']}"
-    if options["gate"] != "linear":
+    if options["gate"] == "mlp":
         return f"its gate is one matrix, not the gate {options['gate']!r}"
     if len(mixture.parts) > len(mixture.family.projections):
         return "its experts have no biases"
@@ -195,12 +195,13 @@ def _possible() -> str:
 
 def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
-    ffns = {f"{mixture.family.ffn(layer)}.": layer for layer in mixture.mixed_layers}
+    layers, router = mixture.mixed_layers, mixture.layout.router
+    left_out = tuple(f"{name}." for layer in layers for name in (mixture.family.ffn(layer), router(layer)))
     for name in mixture.names():
-        if not name.startswith(tuple(ffns)):
+        if not name.startswith(left_out):
             yield _copied(mixture, name, name, dtype)
     hidden, size = int(mixture.config["hidden_size"]), int(mixture.config["intermediate_size"])
-    for layer in ffns.values():
+    for layer in layers:
         ffn = mixture.family.ffn(layer)
         at = {"ffn": ffn, "layer": ffn.rpartition(".")[0]}
         for part in mixture.parts:
@@ -211,9 +212,9 @@ def _plan(mixture: Mixture, stock: Stock) -> Iterator[Planned]:
                 yield Planned(name=target, shape=shape, dtype=dtype, make=make)
             if stock.shared and (shared := mixture.ffn_name(layer, part)):
                 yield _copied(mixture, shared, stock.shared.format(**at, name=stock.names[part.stack]), dtype)
-        yield _copied(mixture, f"{ffn}.router.scores.weight", stock.gate.format(**at), dtype)
+        yield _copied(mixture, f"{router(layer)}.scores.weight", stock.gate.format(**at), dtype)
         if stock.bias:
-            yield _copied(mixture, f"{ffn}.router.bias_R", stock.bias.format(**at), torch.float32)
+            yield _copied(mixture, f"{router(layer)}.bias_R", stock.bias.format(**at), torch.float32)
         for name, shape in stock.extra(hidden, size).items():
             yield Planned(name=name.format(**at), shape=shape, dtype=dtype, make=partial(_zeros, shape, dtype))
 

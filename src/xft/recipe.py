@@ -87,8 +87,8 @@ class UpcycleConfig(Section):
     """First layers that stay dense."""
     router: str = "shared-normalized"
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
-    gate: Literal["mlp", "linear"] = "mlp"
-    """Network that scores the routed experts: the paper's two-layer tanh, or one matrix."""
+    gate: Literal["mlp", "linear", "tied"] = "mlp"
+    """Network that scores the routed experts: the paper's two-layer tanh, one matrix, or one matrix for all layers."""
     redraw: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each routed expert's channels drawn anew (Drop-Upcycling); above 0 the base is not preserved."""
     noise: Annotated[float, Field(ge=0)] = 0.0

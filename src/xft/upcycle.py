@@ -67,6 +67,7 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
     if missing:
         raise CheckpointError(f"{source.folder}: no tensor {missing[0]!r}, which a {family.model_type} model has")
     layout.check(source)
+    routers: set[str] = set()
     for name in source.names():
         if name not in parts:
             yield copy_of(source, name)
@@ -74,13 +75,13 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
         layer, part = parts[name]
         ffn = family.ffn(layer)
         yield from layout.plan(source, name, part, ffn, seed + layer)
-        if part.tensor == f"{family.down}.weight":
+        at = layout.router(layer)
+        if part.tensor == f"{family.down}.weight" and at not in routers:
+            routers.add(at)
             router = new_router(int(source.config["hidden_size"]), layout, seed + layer)
             dtype = source.dtype(family.embedding)
             for key, tensor in router.state_dict().items():
-                yield Planned(
-                    name=f"{ffn}.router.{key}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor])
-                )
+                yield Planned(name=f"{at}.{key}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor]))
 
 
 def new_router(hidden_size: int, layout: Layout, seed: int) -> Router:

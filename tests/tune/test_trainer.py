@@ -183,15 +183,19 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_multiple_to_choose() -
         accumulation(TuneConfig(batch=24, micro_batch=4), 5)
 
 
-def test_the_choice_bias_moves_against_the_load(tiny_dense: Path, tmp_path: Path) -> None:
-    """DeepSeek-V3: after a step an expert above the mean load loses a thousandth, one below gains it."""
+@pytest.mark.parametrize("gate", ["mlp", "tied"])
+def test_the_choice_bias_moves_against_the_load(gate: Any, tiny_dense: Path, tmp_path: Path) -> None:
+    """DeepSeek-V3: after a step an expert above the mean load loses a thousandth, one below gains it.
+
+    A router of all layers has one bias, which heeds the load of all layers.
+    """
     from xft.recipe import UpcycleConfig
     from xft.tune.callbacks import BiasBalance
     from xft.upcycle import upcycle
 
     folder = tmp_path / "moe"
     folder.mkdir()
-    config = UpcycleConfig(experts=4, active=3, router="deepseek-sigmoid", gate_noise=False)
+    config = UpcycleConfig(experts=4, active=3, router="deepseek-sigmoid", gate=gate, gate_noise=False)
     upcycle(tiny_dense, folder, config, seed=1)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     trainer = trainer_of(model, tmp_path / "out", balance=0.0)
@@ -208,7 +212,9 @@ def test_the_choice_bias_moves_against_the_load(tiny_dense: Path, tmp_path: Path
     trainer.train()
     routers = [module for module in model.modules() if isinstance(module, Router)]
     assert len(seen) == 1
-    for router, counts_R in zip(routers, seen[0].float(), strict=True):
+    counts_LR = seen[0].float() if gate == "mlp" else seen[0].float().sum(0, keepdim=True)
+    assert len(seen[0]) == 2
+    for router, counts_R in zip(routers, counts_LR, strict=True):
         assert router.bias_R is not None
         torch.testing.assert_close(router.bias_R, 1e-3 * (counts_R.mean() - counts_R).sign())
         assert router.bias_R.abs().max() > 0

@@ -101,7 +101,7 @@ def upcycle(
     router: Annotated[
         str, typer.Option(help="Routing rule, such as softmax-topk; an unknown name lists all.")
     ] = "shared-normalized",
-    gate: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
+    gate: Annotated[str, typer.Option(help="mlp, linear, or tied: one matrix for all layers.")] = "mlp",
     seed: Seed = 42,
     settings: Set = None,
 ) -> None:

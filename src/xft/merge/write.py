@@ -86,7 +86,9 @@ def write_merged(
     dtype: torch.dtype = getattr(torch, mixture.options["base_dtype"])
     rounding = {"largest": 0.0, "sum": 0.0, "weights": 0.0}
     layers = mixture.mixed_layers
-    ffns = tuple(f"{mixture.family.ffn(layer)}." for layer in layers)
+    left_out = tuple(
+        f"{name}." for layer in layers for name in (mixture.family.ffn(layer), mixture.layout.router(layer))
+    )
     parts = {  # each is written where its first tensor is
         mixture.tensor_names(layer, part)[0]: (layer, part) for layer in layers for part in mixture.parts
     }
@@ -120,7 +122,7 @@ def write_merged(
             target = f"{mixture.family.ffn(layer)}.{part.tensor}"
             shape, make = mixture.part_shape(part), partial(merged, layer, part, target)
             plan.append(Planned(name=target, shape=shape, dtype=dtype, make=make))
-        elif not name.startswith(ffns):
+        elif not name.startswith(left_out):
             copied = copy_of(mixture, name)
             plan.append(Planned(name=name, shape=copied.shape, dtype=dtype, make=copied.make))
     with track("write merged", sum(planned.nbytes for planned in plan)) as advance:

@@ -297,10 +297,18 @@ class Experts(RoutedExperts):
 class MoELayer(nn.Module):
     """Routed experts in the place of an FFN, and the FFN itself as `shared_expert`, where it is needed."""
 
-    def __init__(self, shared_expert: nn.Module | None, router: Router, experts: RoutedExperts) -> None:
+    router: Router
+
+    def __init__(
+        self, shared_expert: nn.Module | None, router: Router, experts: RoutedExperts, *, tied: bool = False
+    ) -> None:
+        """Make a layer; a `tied` router is a module of the trunk, which all layers call and none has registered."""
         super().__init__()
         self.shared_expert = shared_expert
-        self.router = router
+        if tied:
+            object.__setattr__(self, "router", router)  # its weights have one name, in the model and its checkpoint
+        else:
+            self.router = router
         self.experts = experts
 
     def forward(self, x_BSD: Tensor) -> Tensor:

@@ -50,9 +50,13 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
 
     def build(self: Any, config: Any) -> None:
         dense_model.__init__(self, config)
-        settings = settings_of(config.xft, "config.json")
-        for layer in self.base_model.layers[settings.dense_layers :]:
-            layer.mlp = moe_layer(layer.mlp, config.hidden_size, layout_of(settings, family))
+        settings, trunk = settings_of(config.xft, "config.json"), self.base_model
+        layout = layout_of(settings, family)
+        if settings.gate == "tied":
+            trunk.router = router_of(config.hidden_size, layout)
+            initialise(trunk.router, std=config.initializer_range)
+        for layer in trunk.layers[settings.dense_layers :]:
+            layer.mlp = moe_layer(layer.mlp, config.hidden_size, layout, getattr(trunk, "router", None))
             for module in layer.mlp.modules():
                 initialise(module, std=config.initializer_range)
 
@@ -76,10 +80,13 @@ class MoEConfig:
     """
 
 
-def moe_layer(ffn: nn.Module, hidden_size: int, layout: Layout) -> MoELayer:
-    """Put a stock FFN module, as far as it is needed, into a mixture layer that is not filled."""
+def moe_layer(ffn: nn.Module, hidden_size: int, layout: Layout, tied: Router | None = None) -> MoELayer:
+    """Put a stock FFN module, as far as it is needed, into a mixture layer that is not filled.
+
+    `tied` is the router of all layers, where they have one.
+    """
     shared_expert, experts = layout.modules(ffn)
-    return MoELayer(shared_expert, router_of(hidden_size, layout), experts)
+    return MoELayer(shared_expert, tied or router_of(hidden_size, layout), experts, tied=tied is not None)
 
 
 def router_of(hidden_size: int, layout: Layout) -> Router:

@@ -43,6 +43,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be done again, and go on from the totals of the last one that stays."""
+        if not state.is_world_process_zero:  # one process writes the file
+            return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= state.global_step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -88,8 +90,9 @@ class BiasBalance(TrainerCallback):
         routers = [module for module in model.modules() if isinstance(module, Router)]
         if counts_LR is None or all(router.bias_R is None for router in routers):
             return
-        if args.world_size > 1:
-            torch.distributed.all_reduce(counts_LR)
+        counts_LR = self.trainer.accelerator.reduce(counts_LR, "sum")
+        if len(routers) == 1:  # it routes all layers
+            counts_LR = counts_LR.sum(0, keepdim=True)
         for router, counts_R in zip(routers, counts_LR.float(), strict=True):
             if router.bias_R is not None:
                 router.bias_R += self.SPEED * (counts_R.mean() - counts_R).sign().to(router.bias_R)

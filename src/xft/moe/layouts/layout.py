@@ -71,6 +71,10 @@ class Layout(ABC):
     def beside(self, part: Part) -> bool:
         """Tell whether this tensor of an FFN stands beside the routed experts, as `shared_expert.NAME`."""
 
+    def router(self, layer: int) -> str:
+        """Name the module that routes a layer: its own, or, with a tied gate, the trunk's, which routes all layers."""
+        return f"{self.family.trunk if self.config.gate == 'tied' else self.family.ffn(layer)}.router"
+
     @property
     def weighs_shared(self) -> bool:
         """Tell whether the shared expert is one version of what the routed ones are versions of: merging weighs it."""
