@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.fixture(scope="module", params=["dense", "mixture"])
+@pytest.fixture(scope="module")
+def tied_moe(tiny_dense: Path, perturbed: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters behind one gate for all layers."""
+    folder = tmp_path_factory.mktemp("tied") / "moe"
+    folder.mkdir()
+    config = UpcycleConfig(experts=4, active=3, layout="adapter", rank=2, gate="tied", router="deepseek-sigmoid")
+    upcycle(tiny_dense, folder, config, seed=1)
+    return perturbed(folder)
+
+
+@pytest.fixture(scope="module", params=["dense", "mixture", "tied"])
 def whole(
-    request: pytest.FixtureRequest, tiny_dense: Path, tiny_moe: Path, pairs: Path,
+    request: pytest.FixtureRequest, tiny_dense: Path, tiny_moe: Path, tied_moe: Path, pairs: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[TuneJob, Path]:  # fmt: skip
-    """An uninterrupted tuning of 18 steps; the mixture has gate noise, so random states count."""
-    model = tiny_dense if request.param == "dense" else tiny_moe
+    """An uninterrupted tuning of 18 steps; mixtures have gate noise, so random states count."""
+    model = {"dense": tiny_dense, "mixture": tiny_moe, "tied": tied_moe}[request.param]
     out = tmp_path_factory.mktemp(f"whole-{request.param}") / "out"
     job = job_of(model, pairs, out)
     meter = Meter()
@@ -116,7 +127,9 @@ def killed(job: TuneJob, spec: Path, after: int) -> None:
     assert process.wait(timeout=30) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("whole", ["mixture", pytest.param("dense", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize(
+    "whole", ["mixture", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "tied"))], indirect=True
+)
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(whole: tuple[TuneJob, Path], tmp_path: Path) -> None:
     job, out = whole
     first = tmp_path / "killed"
@@ -187,7 +200,8 @@ def test_what_is_frozen_stays_to_the_bit(
 ) -> None:
     mixture, out = tmp_path / "moe", tmp_path / "out"
     mixture.mkdir()
-    upcycle(tiny_dense, mixture, UpcycleConfig(experts=4, active=3, layout="adapter", rank=2), seed=0)
+    gate: Any = {"experts": "mlp", "routers": "tied"}[train]
+    upcycle(tiny_dense, mixture, UpcycleConfig(experts=4, active=3, layout="adapter", rank=2, gate=gate), seed=0)
     if train == "routers":  # equal experts give a router nothing to learn from but balance
         tensors = weights(mixture)
         for name in [name for name in tensors if name.endswith("_b")]:
@@ -224,21 +238,63 @@ def test_an_indivisible_batch_is_refused_before_training(tiny_dense: Path, pairs
         tune(job_of(tiny_dense, pairs, tmp_path / "out", batch=5), Meter())
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "mixture": {},
+    "averaged": {"average_experts": 0.2},
+    "tied gate": {"gate": "tied"},
+    "adapters": {"gate": "tied", "layout": "adapter", "rank": 2, "train": "experts"},
+    "choice bias": {"router": "deepseek-sigmoid"},
+    "tied choice bias": {"router": "deepseek-sigmoid", "gate": "tied"},
+}
+"""Mixtures, with settings of `upcycle` and `tune`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "mixture"])
-def test_two_processes_equal_one(kind: str, tiny_dense: Path, quiet_moe: Path, pairs: Path, tmp_path: Path) -> None:
-    model = tiny_dense if kind == "dense" else quiet_moe
-    one, two = tmp_path / "one", tmp_path / "two"
+@pytest.mark.parametrize("kind", ["dense", *KINDS])
+def test_two_processes_equal_one(
+    kind: str, tiny_dense: Path, pairs: Path, perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, config = tiny_dense, {}
+    if kind != "dense":
+        model = tmp_path / "moe"
+        model.mkdir()
+        made = {key: value for key, value in KINDS[kind].items() if key in UpcycleConfig.model_fields}
+        config = {key: value for key, value in KINDS[kind].items() if key not in made}
+        given = {"experts": 4, "active": 3, "gate_noise": False} | made
+        upcycle(tiny_dense, model, UpcycleConfig.model_validate(given), seed=1)
+        perturbed(model)
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     # A balance loss is a ratio over one forward pass, so it differs by construction when batches are cut differently.
-    tune(job_of(model, pairs, one, epochs=2, micro_batch=2, balance=0.0), Meter())
+    tune(job_of(model, pairs, one, epochs=2, micro_batch=2, balance=0.0, **config), Meter())
     os.environ.pop("WORLD_SIZE", None)
-    tune(job_of(model, pairs, two, epochs=2, micro_batch=2, balance=0.0), Meter(), processes=2)
+    tune(job_of(model, pairs, two, epochs=2, micro_batch=2, balance=0.0, **config), Meter(), processes=2)
+    assert [json.loads((out / "summary.json").read_text())["processes"] for out in (one, two)] == [1, 2]
+    same_tuning(one, two, model, still=config.get("train") == "experts")
+    if kind == "choice bias":
+        job = job_of(model, pairs, resumed, epochs=2, micro_batch=2, balance=0.0)
+        killed(job, tmp_path / "job.json", after=2)
+        cut_short = resumed / "resume" / "checkpoint-6"
+        cut_short.mkdir()
+        tune(job, Meter(), processes=2)
+        assert not cut_short.exists()
+        same_tuning(one, resumed, model)
+
+
+def same_tuning(one: Path, two: Path, model: Path, *, still: bool = False) -> None:
+    """Compare weights and logs; `still`: some weights are frozen."""
     wanted, ours = weights(one), weights(two)
     before = weights(model)
     for name in wanted:
         moved = (wanted[name] - before[name]).abs().max()
         assert (ours[name] - wanted[name]).abs().max() <= 1e-2 * moved + 1e-6, name
-    assert [line["tokens"] for line in metrics(two)] == [line["tokens"] for line in metrics(one)]
+        assert moved > 0 or still, name
+        assert not name.endswith("bias_R") or torch.equal(ours[name], wanted[name])
     for left, right in zip(metrics(two), metrics(one), strict=True):
+        assert (left["tokens"], left["positions"]) == (right["tokens"], right["positions"])
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+        if "experts" in right:
+            assert left["experts"]["dead"] == right["experts"]["dead"]
+            for key in ("load", "shared_weight"):
+                torch.testing.assert_close(*(torch.tensor(line["experts"][key]) for line in (left, right)),
+                                           rtol=0, atol=1.5e-4)  # fmt: skip

@@ -133,15 +133,20 @@ class ExpertHealth:
         self._shared = shared if self._shared is None else self._shared + shared
         self._tokens += int(mask_T.sum())
 
-    def take(self) -> dict[str, Any] | None:
-        """Return load shares (layers x routed), mean shared weights and the number of dead experts; start anew."""
+    def take(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> dict[str, Any] | None:
+        """Return load shares (layers x routed), mean shared weights and the number of dead experts; start anew.
+
+        `total` adds up what several processes counted.
+        """
         if self.counts is None or self._shared is None or not self._tokens:
             return None
-        share = self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
+        counts, shared = total(self.counts), total(self._shared)
+        tokens = int(total(torch.tensor(self._tokens, device=counts.device)))
+        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
         summary = {
             "load": [[round(value, 4) for value in row] for row in share.tolist()],
-            "shared_weight": [round(value, 4) for value in (self._shared / self._tokens).tolist()],
-            "dead": int((self.counts == 0).sum()),
+            "shared_weight": [round(value, 4) for value in (shared / tokens).tolist()],
+            "dead": int((counts == 0).sum()),
         }
         self.__init__()  # type: ignore[misc]
         return summary

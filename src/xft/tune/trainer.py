@@ -83,20 +83,30 @@ class ResponseTrainer(Trainer):
         return summed_divergence(hidden, taught, logits_of(model), logits_of(self.teacher))
 
     def measure(self, seconds: float, rows: int) -> dict[str, Any]:
-        """Return what was counted during a step of `seconds`, with `rows` rows an epoch; start the counts anew."""
+        """Return what was counted during a step of `seconds`, with `rows` rows an epoch; start the counts anew.
+
+        Counts are those of all processes, each of which must call it.
+        """
         world = self.accelerator.num_processes
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * world
+        own = [self.step_positions, self.micro_batches, self.balance_sum]
+        total = self._over_processes(torch.tensor(own, dtype=torch.float64, device=self.args.device))
+        positions, micro_batches, balance_sum = total.tolist()
         line: dict[str, Any] = {
             "epoch": round(self.state.global_step * batch / rows, 4),
             "tokens": self.step_tokens,
-            "positions": self.step_positions * world,
+            "positions": int(positions),
             "tokens_per_second": round(self.step_tokens / max(seconds, 1e-9), 1),
         }
-        if self.micro_batches:
-            line |= {"balance": self.balance_sum / self.micro_batches, "experts": self.health.take()}
+        if micro_batches:
+            line |= {"balance": balance_sum / micro_batches, "experts": self.health.take(self._over_processes)}
         self.step_positions = self.micro_batches = 0
         self.balance_sum = 0.0
         return line
+
+    def _over_processes(self, counts: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(counts, "sum")
+        return total
 
 
 def training_arguments(

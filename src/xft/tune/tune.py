@@ -88,12 +88,13 @@ def tune(job: TuneJob, meter: Meter, *, processes: int | None = None) -> None:
 
 def _launch(job: TuneJob, processes: int) -> None:
     accumulation(TuneConfig(**job.config), processes)
+    last_resume_point(Path(job.out) / RESUME)  # removes unfinished ones before there are several processes
     spec = Path(job.out) / "job.json"
     write_json(spec, asdict(job))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [] if torch.cuda.is_available() else ["--cpu"]
-    done = subprocess.run([*command, "-m", "xft.tune.tune", str(spec)], check=False)
+    # Not accelerate's launcher: on CPUs it starts one process, whatever it is told, and it heeds a user's config file
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | dict(os.environ)
+    done = subprocess.run([*command, "-m", "xft.tune.tune", str(spec)], check=False, env=threads)
     if done.returncode:
         if (Path(job.out) / "diverged.json").exists():
             raise DivergedError(read_json(Path(job.out) / "diverged.json", {})["message"])
@@ -154,7 +155,8 @@ def train(job: TuneJob) -> None:
             **counts, "steps": steps, "epochs": job.epochs, "tokens": int(metrics.totals["tokens"]),
             "positions": positions, "parameters": cost.parameters, "active_parameters": cost.active,
             "flops": cost.training_flops(positions, int(metrics.totals["tokens"]), mean_length),
-            "device": describe_device(), "dtype": str(dtype).removeprefix("torch."), "rounding_error": rounding,
+            "processes": processes, "device": describe_device(), "dtype": str(dtype).removeprefix("torch."),
+            "rounding_error": rounding,
         },
     )  # fmt: skip
     shutil.rmtree(out / RESUME, ignore_errors=True)
