@@ -109,7 +109,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     train, heldout = out / "data" / TRAIN, out / "data" / HELDOUT
 
     def merging(method: str) -> dict[str, Any]:
-        heeded = {"shared_weight", *MERGE_METHODS[method].options}
+        heeded = MERGE_METHODS[method].heeded
         return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
 
     sft = {

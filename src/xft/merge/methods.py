@@ -27,8 +27,8 @@ from xft.registry import Registry
 class MergeMethod:
     """A way to turn experts into one FFN.
 
-    Every one gives the expert where all are equal, the base where none has left it, and, but for what it drops at
-    random or by size, the expert that has all the weight.
+    Every one gives the expert where all are equal, and the base where none has left it; one that `selects` gives, but
+    for what it drops at random or by size, the expert that has all the weight.
     """
 
     weights: Literal["equal", "load", "learned"]
@@ -37,6 +37,15 @@ class MergeMethod:
     """Combines differences from the dense parent, which must be given then; None for a plain sum."""
     options: tuple[str, ...] = ()
     """Keys of the recipe's section `merge` that it heeds, beside shared_weight."""
+    shared_weight: bool = True
+    """It heeds shared_weight."""
+    selects: bool = True
+    """All weight on one expert gives that expert; not so where others count whatever they weigh, as in a median."""
+
+    @property
+    def heeded(self) -> set[str]:
+        """Return all keys of the recipe's section `merge` that it heeds."""
+        return {*self.options, *(["shared_weight"] if self.shared_weight else [])}
 
 
 MERGE_METHODS: Registry[MergeMethod] = Registry("merge method")
@@ -56,11 +65,11 @@ def refuse_unheeded(config: MergeConfig, methods: Sequence[str]) -> None:
     Raises:
         RecipeError: a setting is not its default, and none of the methods has a use for it.
     """
-    heeded = {"shared_weight", "also"}.union(*(MERGE_METHODS[method].options for method in methods))
+    heeded = {"also"}.union(*(MERGE_METHODS[method].heeded for method in methods))
     for key, field in MergeConfig.model_fields.items():
         value = getattr(config, key)
         if key not in heeded and value != field.default:
-            users = ", ".join(name for name, other in MERGE_METHODS.items() if key in other.options)
+            users = ", ".join(name for name, other in MERGE_METHODS.items() if key in other.heeded)
             raise RecipeError(f"{key}={value} is for {users}; {', '.join(methods)} would ignore it: leave it out")
 
 
