@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -10,6 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
 from xft.families import FAMILIES, family_of
+from xft.moe.layouts import layout_of
+from xft.moe.model import moe_classes, moe_layer
+from xft.recipe import UpcycleConfig
 
 families = pytest.mark.parametrize("model_type", sorted(FAMILIES))
 
@@ -64,3 +71,57 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_what_an_entry_nee
     assert all(name in message for name in FAMILIES)
     assert "xft/families.py" in message
     assert "model.layers.0.mlp.gate_proj.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trunk", "transformer", "no tensor begins with 'transformer.layers.0.'"),
+        ("inner", ("gate_proj", "upper_proj"), "no tensor 'model.layers.0.mlp.upper_proj.weight'"),
+        ("inner", ("gate_proj", "down_proj"), r"'model.layers.0.mlp.down_proj.weight' has the shape \(32, 48\)"),
+        ("down", "c_proj", "no tensor 'model.layers.0.mlp.c_proj.weight'.*mlp has .*down_proj.weight"),
+        ("down", "up_proj", r"'model.layers.0.mlp.up_proj.weight' has the shape \(48, 32\), not \(32, 48\)"),
+        ("fused", True, r"'model.layers.0.mlp.gate_proj.weight' has the shape \(48, 32\), not \(96, 32\)"),
+        ("embedding", "model.wte.weight", "no tensor 'model.wte.weight'"),
+        ("head", "embed_out.weight", "no tensor 'embed_out.weight', but lm_head.weight beside the layers"),
+    ],
+)
+def test_an_entry_that_does_not_fit_the_checkpoint_is_answered_with_the_field(
+    field: str, value: Any, message: str, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], **{field: value}))
+    with pytest.raises(CheckpointError, match=rf"{message}.*entry 'llama' in src/xft/families.py has {field}="):
+        _ = Checkpoint(tiny_dense).family
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size"])
+def test_a_config_without_a_size_is_answered_with_the_key(key: str, tiny_dense: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_dense, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+    with pytest.raises(CheckpointError, match=rf"config.json: no {key}, which src/xft/families.py expects"):
+        _ = Checkpoint(folder).family
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("config_class", "LLamaConfig", "has no class 'LLamaConfig'; did you mean 'LlamaConfig'?"),
+        ("model_class", "LlamaCausalLM", "has no class 'LlamaCausalLM'"),
+        ("module", "llama3", "LlamaForCausalLM is in transformers.models.llama.modeling_llama, not in"),
+    ],
+)
+def test_an_entry_with_classes_that_transformers_has_not_is_answered_with_the_field(
+    field: str, value: Any, message: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        moe_classes(replace(FAMILIES["llama"], **{field: value}))
+    assert message in str(caught.value)
+    assert f"entry 'llama' in src/xft/families.py has {field}={value!r}" in str(caught.value)
+
+
+def test_an_entry_with_another_activation_is_answered_with_those_there_are(tiny_dense: Path) -> None:
+    layer: Any = AutoModelForCausalLM.from_pretrained(tiny_dense).model.layers[0]
+    layout = layout_of(UpcycleConfig(), replace(FAMILIES["llama"], activation="act"))
+    with pytest.raises(CheckpointError, match=r"LlamaMLP has no such module, but .*act_fn; .* has activation='act'"):
+        moe_layer(layer.mlp, 32, layout)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from xft.errors import CheckpointError, RunError
-from xft.families import Family, family_of
+from xft.families import Family, check_entry, family_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -84,10 +85,18 @@ class Checkpoint:
                 ) from None
         return self._files[shard]
 
-    @property
+    @cached_property
     def family(self) -> Family:
-        """Return the model's family; raises CheckpointError for an unknown one."""
-        return family_of(str(self.config.get("model_type")), str(self.folder), self.names())
+        """Return the model's family.
+
+        Raises:
+            CheckpointError: an unknown one, or one whose entry doesn't fit this dense model.
+        """
+        model_type = str(self.config.get("model_type"))
+        family = family_of(model_type, str(self.folder), self.names())
+        if model_type == family.model_type:
+            check_entry(family, self)
+        return family
 
     @property
     def layers(self) -> int:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xft.errors import CheckpointError
 from xft.registry import Registry
+
+if TYPE_CHECKING:
+    from xft.checkpoint import Checkpoint
 
 MOE_PREFIX = "xft_"
 
@@ -88,6 +91,12 @@ class Family:
         """Return the names of a layer's FFN weights in a dense checkpoint, without biases."""
         return [f"{self.ffn(layer)}.{projection}.weight" for projection in self.projections]
 
+    def wrong(self, field: str, why: str) -> CheckpointError:
+        """Return the error that a field of this entry is wrong, or what it was held against is."""
+        return CheckpointError(
+            f"{why}; its family's entry {self.model_type!r} in src/xft/families.py has {field}={getattr(self, field)!r}"
+        )
+
     @property
     def modeling(self) -> str:
         """Return the name of the module of transformers that has the model class."""
@@ -150,3 +159,35 @@ def family_of(model_type: str, where: str, names: Sequence[str] = ()) -> Family:
             f"classes and FFN tensors, such as Llama's {looked_for}{has}; CONTRIBUTING.md says how to add one"
         )
     return FAMILIES[dense]
+
+
+def check_entry(family: Family, source: Checkpoint) -> None:
+    """Hold a dense checkpoint against its family's entry: sizes, names and shapes, of the first layer's FFN only.
+
+    Raises:
+        CheckpointError: it has not what the entry says; names the entry's field, since either may be wrong.
+    """
+    folder, names = source.folder, source.names()
+    for key in ("hidden_size", "intermediate_size"):
+        if not isinstance(source.config.get(key), int):
+            raise CheckpointError(f"{folder / 'config.json'}: no {key}, which src/xft/families.py expects of a family")
+    if not any(name.startswith(f"{family.trunk}.layers.0.") for name in names):
+        raise family.wrong("trunk", f"{folder}: no tensor begins with {f'{family.trunk}.layers.0.'!r}")
+    ffn = f"{family.ffn(0)}."
+    has = (
+        f"{ffn.rstrip('.')} has {', '.join(name.removeprefix(ffn) for name in names if name.startswith(ffn)) or 'none'}"
+    )
+    for part in family.parts[: len(family.projections)]:
+        field = "inner" if part.place < len(family.inner) else "down"
+        name = ffn + part.tensor
+        if name not in source:
+            raise family.wrong(field, f"{folder}: no tensor {name!r}, which a {family.model_type} model has ({has})")
+        shape, expected = source.shape(name), family.shape(part, source.config)
+        if shape != expected:
+            field = "fused" if field == "inner" and shape[1:] == expected[1:] else field
+            raise family.wrong(field, f"{folder}: tensor {name!r} has the shape {shape}, not {expected}")
+    if family.embedding not in source:
+        raise family.wrong("embedding", f"{folder}: no tensor {family.embedding!r}")
+    beside = [name for name in names if not name.startswith(f"{family.trunk}.")]
+    if beside and family.head not in source:
+        raise family.wrong("head", f"{folder}: no tensor {family.head!r}, but {', '.join(beside)} beside the layers")

@@ -225,7 +225,10 @@ class RoutedExperts(nn.Module, ABC):
         """Take the names and the activation from the family's own module."""
         super().__init__()
         self.routed, self.names, self.inner = routed, family.projections, family.inner
-        self.activation = ffn.get_submodule(family.activation)
+        modules = dict(ffn.named_children())
+        if family.activation not in modules:
+            raise family.wrong("activation", f"{type(ffn).__name__} has no such module, but {', '.join(modules)}")
+        self.activation = modules[family.activation]
         self.hidden = self._fused if family.fused else self._hidden
 
     @abstractmethod

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from xft.errors import did_you_mean
 from xft.families import FAMILIES, Family
 from xft.moe.layer import MoELayer, RoutedExperts, Router
 from xft.moe.layouts import Layout, layout_of, settings_of
@@ -25,7 +26,8 @@ def register() -> None:
     """
     for family in FAMILIES.values():
         module = sys.modules.get(family.modeling)
-        if module is not None and not hasattr(module, family.model_class):
+        under_way = getattr(getattr(module, "__spec__", None), "_initializing", False)
+        if under_way and not hasattr(module, family.model_class):
             continue
         config_class, model_class = moe_classes(family)
         AutoConfig.register(family.moe_type, config_class, exist_ok=True)
@@ -38,9 +40,15 @@ def register() -> None:
 
 @cache
 def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    """Return the configuration and model class of a family's mixture."""
-    dense_config: type[PreTrainedConfig] = getattr(transformers, family.config_class)
-    dense_model: type[PreTrainedModel] = getattr(transformers, family.model_class)
+    """Return the configuration and model class of a family's mixture.
+
+    Raises:
+        CheckpointError: transformers has no such classes, or not where the family's entry says.
+    """
+    dense_config: type[PreTrainedConfig] = _stock_class(family, "config_class")
+    dense_model: type[PreTrainedModel] = _stock_class(family, "model_class")
+    if dense_model.__module__ != family.modeling:
+        raise family.wrong("module", f"{family.model_class} is in {dense_model.__module__}, not in {family.modeling}")
     config_class = type(
         f"Xft{family.config_class}",
         (dense_config,),
@@ -70,6 +78,14 @@ def moe_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrained
         {"__module__": __name__, "config_class": config_class, "__init__": build, "_init_weights": init_weights},
     )
     return config_class, model_class
+
+
+def _stock_class(family: Family, field: str) -> Any:
+    name = getattr(family, field)
+    if not hasattr(transformers, name):
+        near = did_you_mean(name, dir(transformers))
+        raise family.wrong(field, f"transformers {transformers.__version__} has no class {name!r}{near}")
+    return getattr(transformers, name)
 
 
 class MoEConfig:
