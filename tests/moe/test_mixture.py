@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.mixture import Mixture, is_mixture
 from xft.moe.routers import ROUTERS
-from xft.prove import prove
+from xft.prove import hidden_states, prove
 from xft.recipe import UpcycleConfig
 from xft.tune.tune import save_tuned
 from xft.upcycle import upcycle
@@ -45,10 +46,20 @@ def test_a_mixture_has_a_shared_expert_only_where_its_router_has_one(mixture: Mi
 
 
 def test_the_proof_demands_equality_where_the_router_promises_it_and_measures_elsewhere(
-    mixture: Mixture, tiny_dense: Path
+    mixture: Mixture, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    passes: list[bool] = []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        passes.append(options.get("tamper") is not None)
+        return hidden_states(*arguments, **options)
+
+    monkeypatch.setattr("xft.prove.hidden_states", counted)
     proof = prove(tiny_dense, mixture.folder)
     assert proof.preserves_dense == mixture.rule.preserves_dense
+    # A damaged expert is made, and must be noticed, only where something is demanded
+    assert passes == [False, False, False, *([True] if proof.preserves_dense else [])]
+    assert (proof.negative_control_difference is not None) == proof.preserves_dense
     if proof.preserves_dense:
         assert proof.max_difference <= proof.tolerance
     else:

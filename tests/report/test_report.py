@@ -228,6 +228,15 @@ def test_any_missing_stage_leaves_only_its_part_out(run: Path, folder: str) -> N
     assert "<h2>Scores</h2>" in render(collect(run))
 
 
+def test_a_mixture_that_does_not_start_as_the_base_says_how_far_it_is(run: Path) -> None:
+    figures = {"max_difference": 9.1, "tolerance": 1e-3, "dense_own_error": 1e-5, "probe_tokens": 192,
+               "negative_control_difference": None, "preserves_dense": False, "divergence": 0.25}  # fmt: skip
+    write_json(run / "upcycle/proof.json", figures)
+    page = render(collect(run))
+    assert "<h2>Start of upcycling</h2>" in page
+    assert "made wrong on purpose" not in page
+
+
 def test_a_row_without_scores_says_not_run(run: Path) -> None:
     shutil.rmtree(run / "eval/moe")
     cells = list(cells_of(run, "moe").values())

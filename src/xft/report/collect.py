@@ -354,12 +354,13 @@ def _merge(folder: Path, first_layer: int, parts: int) -> Merge | None:
 
 
 def _proof(tree: dict[str, Any]) -> Proof:
+    control = tree["negative_control_difference"]
     return Proof(
         max_difference=float(tree["max_difference"]),
         tolerance=float(tree["tolerance"]),
         dense_own_error=float(tree["dense_own_error"]),
         probe_tokens=int(tree["probe_tokens"]),
-        negative_control_difference=float(tree["negative_control_difference"]),
+        negative_control_difference=None if control is None else float(control),
         preserves_dense=bool(tree.get("preserves_dense", True)),
         divergence=float(tree.get("divergence", 0.0)),
     )

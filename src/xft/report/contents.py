@@ -137,7 +137,8 @@ class Proof:
     tolerance: float
     dense_own_error: float
     probe_tokens: int
-    negative_control_difference: float
+    negative_control_difference: float | None
+    """None where equality is not promised."""
     preserves_dense: bool
     """Whether the router promises equality."""
     divergence: float
