@@ -452,7 +452,7 @@ def test_a_dense_model_is_no_mixture_and_the_other_way_round(
         (("upcycle", "BASE", "OUT", "--active", "1"), ("active must be at least 2", "the shared one counted")),
         (("upcycle", "BASE", "OUT", "--router", "topk-softmax", "--active", "1"), ("active must be at least 2",)),
         (("upcycle", "BASE", "OUT", "--router", "top-1"), ("unknown router 'top-1'", "shared-normalized")),
-        (("upcycle", "BASE", "OUT", "--gate", "conv"), ("gate", "'mlp' or 'linear'")),
+        (("upcycle", "BASE", "OUT", "--gate", "conv"), ("gate", "'mlp', 'linear' or 'tied'")),
         (("upcycle", "BASE", "OUT", "--set", "nose=1"), ("unknown key 'nose'", "did you mean 'noise'?")),
         (("upcycle", "BASE", "OUT", "--set", "noise"), ("--set noise", "key=value")),
         (("merge", "MOE", "OUT", "--shared-weight", "1.5"), ("--shared-weight", "1; see --help")),
