@@ -40,7 +40,7 @@ from xft.base import resolve_base
 from xft.checkpoint import Checkpoint
 from xft.device import compute_dtype
 from xft.memory import keep_heap_warm
-from xft.merge.fit import Merging
+from xft.merge.fit import LayerByLayer, Merging
 from xft.merge.write import dense_skeleton
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, UpcycleConfig
@@ -78,8 +78,8 @@ def stepper(way: str, base: Path, moe: Path) -> Any:
         return lambda rows: step(model, adafactor, rows, dtype)
     if way == "merge":
         merging = Merging(Mixture(moe), MergeConfig(shared_weight=SHARED_WEIGHT)).train()
-        contracted = Contracted(merging, torch.optim.AdamW(merging.parameters(), lr=0.05))
-        return lambda rows: step(merging.dense, contracted, rows, dtype)
+        optimizer = LayerByLayer(merging, lr=0.05)
+        return lambda rows: step(merging.dense, optimizer, rows, dtype)
     mixture = Mixture(moe)
     model = dense_skeleton(mixture).requires_grad_(False).train()
     for layer in range(mixture.layers):
@@ -88,23 +88,6 @@ def stepper(way: str, base: Path, moe: Path) -> Any:
         model.set_submodule(name, MixedAgain(mixture, layer, activation))
     adamw = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
     return lambda rows: step(model, adamw, rows, dtype)
-
-
-class Contracted:
-    """The optimiser of the coefficients, with what `xft merge` does around it."""
-
-    def __init__(self, merging: Merging, optimizer: torch.optim.Optimizer) -> None:
-        self.merging, self.optimizer = merging, optimizer
-
-    def step(self) -> None:
-        """Contract, step, mix."""
-        self.merging.contract()
-        self.optimizer.step()
-        self.merging.remix()
-
-    def zero_grad(self, set_to_none: bool) -> None:
-        """Forget the coefficients' gradients; those of the matrices are gone already."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
 
 
 def anonymous() -> float:

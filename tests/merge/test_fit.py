@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
+from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xft.data.example import Example
 from xft.data.prepare import read_pairs
 from xft.families import FAMILIES
-from xft.merge.fit import FitJob, Merging, fit
+from xft.merge.fit import FitJob, LayerByLayer, Merging, fit
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter
@@ -112,6 +114,38 @@ def test_the_gradient_of_a_learned_shared_weight_is_that_of_autograd_with_its_pr
         assert reference.grad is not None
         assert reference.grad.abs().max() > 1e-3
         torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("per", ["layer", "matrix"])
+def test_going_layer_by_layer_moves_the_coefficients_as_one_step_of_adamw_and_reads_each_layer_at_one_time(
+    per: str, tiny_moe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MergeConfig(shared_weight=LAMBDA, learn_shared_weight=True, per=per)
+    ours, reference = (moved(Merging(Mixture(tiny_moe), config)).eval() for _ in range(2))
+    optimizer, adamw = LayerByLayer(ours, lr=0.1), AdamW(reference.parameters(), lr=0.1, weight_decay=0.0)
+    read: list[int] = []
+    pieces = Mixture.pieces
+
+    def noting(self: Mixture, layer: int, part: Any) -> Any:
+        read.append(layer)
+        return pieces(self, layer, part)
+
+    for batch in micro_batches():  # Adam's moments differ from the second step on
+        ours(**batch).loss.backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(Mixture, "pieces", noting)
+            optimizer.step()
+        reference(**batch).loss.backward()
+        reference.contract()
+        adamw.step()
+        reference.remix()
+        for moved_ours, moved_reference in zip(ours.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(moved_ours, moved_reference, rtol=1e-6, atol=1e-7)
+        for (_, weight), (_, other) in zip(ours.ffn_weights(), reference.ffn_weights(), strict=True):
+            torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
+            assert weight.grad is None
+    assert [layer for layer, _ in groupby(read)] == [0, 1] * 3
+    assert ours.movement() > 0.01
 
 
 def test_a_mixture_without_a_shared_expert_is_merged_from_its_routed_ones(tiny_dense: Path, tmp_path: Path) -> None:

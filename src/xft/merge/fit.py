@@ -3,7 +3,8 @@
 The logits `a` are constant within an optimiser step, so the merged matrices are too. They are mixed before the step,
 their gradient accumulates over its micro-batches, and dL/da_i follows from one inner product with each expert:
 dL/dc_i = (1-λ) <dL/dW, W_i>, then through the softmax, and dL/dλ = <dL/dW, W_shared - Σ c_i W_i>. No expert ever has a
-gradient or a second copy.
+gradient or a second copy. The optimiser goes layer by layer: gradient, step, new mix, while the layer's experts are in
+the page cache, so that experts which do not fit into memory are read once a step.
 
 Shapes: L layers, P projections with coefficients of their own (1: they share them), R routed experts, E all experts.
 """
@@ -47,7 +48,7 @@ class Merging(nn.Module):
         family: Family = mixture.family
         self.mixture, self.family, self.prior = mixture, family, config.prior
         self.grad_norm = 0.0
-        """Of the last contraction; the Trainer measures its own before there is a gradient."""
+        """Of the last step; the Trainer measures its own before there is a gradient."""
         places = len(family.projections) if config.per == "matrix" else 1
         layers, self.parts = len(mixture.mixed_layers), mixture.settings.parts
         self.logits_LPR = nn.Parameter(torch.ones(layers, places, mixture.routed))  # as in the reference
@@ -76,10 +77,10 @@ class Merging(nn.Module):
         head: nn.Module = self.dense.get_output_embeddings()
         return head
 
-    def ffn_weights(self) -> list[tuple[tuple[int, Part], nn.Parameter]]:
-        """Return the merged matrices and biases with their layer and part."""
+    def ffn_weights(self, only: int | None = None) -> list[tuple[tuple[int, Part], nn.Parameter]]:
+        """Return the merged matrices and biases, of one layer or of all, with their layer and part."""
         found: list[tuple[tuple[int, Part], nn.Parameter]] = []
-        for layer in self.mixture.mixed_layers:
+        for layer in self.mixture.mixed_layers if only is None else [only]:
             ffn = self.dense.get_submodule(self.family.ffn(layer))
             found += [((layer, part), ffn.get_parameter(part.tensor)) for part in self.mixture.parts]
         return found
@@ -101,25 +102,28 @@ class Merging(nn.Module):
         return shares_LPR
 
     @torch.no_grad()
-    def remix(self) -> None:
-        """Overwrite the merged matrices with the mix that the present coefficients give."""
+    def remix(self, only: int | None = None) -> None:
+        """Overwrite the merged matrices, of one layer or of all, with the mix that the present coefficients give."""
         coefficients = self.coefficients()
-        for (layer, part), weight in self.ffn_weights():
+        for (layer, part), weight in self.ffn_weights(only):
             for piece in self.mixture.pieces(layer, part):
-                weights_E = coefficients.of(self._row(layer), part.place, piece)
+                weights_E = coefficients.of(self.row(layer), part.place, piece)
                 linear(piece.experts, weights_E, out=piece.view(weight.data))
 
     @torch.no_grad()
-    def contract(self) -> None:
-        """Turn the merged matrices' gradients into those of the coefficients' logits, and drop them."""
+    def contract(self, only: int | None = None) -> None:
+        """Turn the merged matrices' gradients, of one layer or of all, into those of the logits, and drop them.
+
+        The logits of other layers get a gradient of 0.
+        """
         coefficients = self.coefficients()
         shares_LPR, shared_LP = coefficients.shares_LPR, coefficients.shared_LP
         places = shares_LPR.shape[1]
         inner_LPR, inner_LP = torch.zeros_like(shares_LPR), torch.zeros(shares_LPR.shape[:2])
-        for (layer, part), weight in self.ffn_weights():
+        for (layer, part), weight in self.ffn_weights(only):
             if weight.grad is None:
                 continue
-            at = self._row(layer), part.place if places > 1 else 0
+            at = self.row(layer), part.place if places > 1 else 0
             for piece in self.mixture.pieces(layer, part):
                 gradient = piece.view(weight.grad).reshape(-1)
                 inner = [float(torch.dot(gradient, expert.reshape(-1).to(gradient))) for expert in piece.experts]
@@ -139,8 +143,6 @@ class Merging(nn.Module):
         if shared_LP is not None and self.shift_LP is not None:
             slope_LP = shared_LP * (1.0 - shared_LP) * (inner_LP - mean_LPR[..., 0])
             self.shift_LP.grad = slope_LP.to(self.shift_LP) + self.prior * self.shift_LP
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def movement(self) -> float:
         """Return the largest `|c_i / c - 1|` against the uniform merge's c: 0 for that, R-1 for a single expert."""
@@ -148,27 +150,50 @@ class Merging(nn.Module):
         uniform_LPR = shared_out(torch.ones_like(shares_LPR), self.parts)
         return float((shares_LPR / uniform_LPR - 1).abs().max())
 
-    def _row(self, layer: int) -> int:
+    def row(self, layer: int) -> int:
         """Return the place of a layer among those that are mixtures."""
         return layer - self.mixture.mixed_layers.start
 
 
-class Contraction(TrainerCallback):
-    """Bring the gradient to `a` before the optimiser step, and mix anew after it."""
+class LayerByLayer(torch.optim.AdamW):
+    """AdamW on the coefficients, which are on their device already, one layer after the other.
+
+    A step turns the gradients of a layer's merged matrices into those of its coefficients, moves these, and mixes the
+    layer anew. The coefficients' own rows are what is optimised, since Adam moves a row without a gradient too.
+    """
+
+    def __init__(self, merging: Merging, lr: float) -> None:
+        self.merging = merging
+        self.rows = {
+            layer: [parameter.data[merging.row(layer)] for parameter in merging.parameters()]
+            for layer in merging.mixture.mixed_layers
+        }
+        super().__init__([row for rows in self.rows.values() for row in rows], lr=lr, weight_decay=0.0)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Contract, move and mix each layer; the merged matrices' gradients are gone then."""
+        squares = 0.0
+        for layer, rows in self.rows.items():
+            self.merging.contract(layer)
+            for row, parameter in zip(rows, self.merging.parameters(), strict=True):
+                assert parameter.grad is not None
+                row.grad = parameter.grad[self.merging.row(layer)]
+                squares += float(row.grad.square().sum())
+            super().step()
+            for row in rows:
+                row.grad = None
+            self.merging.remix(layer)
+        self.merging.grad_norm = squares**0.5
+
+
+class Remix(TrainerCallback):
+    """Mix with the coefficients that a resume point may have brought."""
 
     def __init__(self, merging: Merging) -> None:
         self.merging = merging
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mix with the coefficients that a resume point may have brought."""
-        self.merging.remix()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Contract once a step."""
-        self.merging.contract()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mix once a step."""
+        """Mix all layers."""
         self.merging.remix()
 
 
@@ -215,6 +240,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
         args=arguments,
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+        optimizers=(LayerByLayer(merging, job.merge.lr), None),
     )
 
     def measure(seconds: float) -> dict[str, Any]:
@@ -223,7 +249,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
 
     metrics = MetricsFile(job.out, measure)
     for callback in (
-        Contraction(merging), DivergenceGuard(), metrics, ShowProgress(job.label),
+        Remix(merging), DivergenceGuard(), metrics, ShowProgress(job.label),
         SaveByClock(job.tune.checkpoint_minutes),
     ):  # fmt: skip
         trainer.add_callback(callback)
