@@ -77,6 +77,10 @@ class Pairs(FunctionBenchmark):
                 return program
         return extract_program(problem.stub, problem.entry_point, completion)
 
+    def assemble(self, problem: Problem, completion: str) -> str:
+        """Return the program in an answer that was made elsewhere: as `extract`, since no prompt has begun it."""
+        return self.extract(problem, completion, "completion")
+
     def tools(self, sandbox: Sandbox) -> Sequence[Tool]:
         """Let Python judge every reference, once a process, and a few programs that are wrong.
 
