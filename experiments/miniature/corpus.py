@@ -1,7 +1,7 @@
 """What the base is pre-trained on: Python's standard library, and generated functions with docstrings.
 
-The functions are made of the known operations alone, and of combinations that training may see; there is no
-instruction among them.
+The functions are made of the known operations alone, and of combinations that training may see. A docstring tells the
+steps in a few words, or in all but the last of the phrases that instructions have; there is no instruction among them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from experiments.miniature.operations import OPERATIONS
 from experiments.miniature.programs import DEPTHS, NAMES, VARIABLES, draw_program
 
+TERSE = 0.3
+"""Share of docstrings of a few words."""
+JOINTS = ("; ", ", then ", " and ")
 KNOWN = [each for each in OPERATIONS.values() if each.known]
 
 
@@ -39,6 +42,9 @@ def draw_function(rng: random.Random) -> str:
         program = draw_program(rng, DEPTHS, KNOWN)
         if program.split == "train":
             break
-    style = rng.randrange(3)
-    doc = "; ".join(step.operation.doc.format(k=step.k) for step in program.steps)
+    style, terse = rng.randrange(3), rng.random() < TERSE
+    said = [step.operation.doc if terse else rng.choice(step.operation.phrases[:-1]) for step in program.steps]
+    doc = ("; " if terse else rng.choice(JOINTS)).join(
+        words.format(k=step.k) for words, step in zip(said, program.steps, strict=True)
+    )
     return program.code(rng.choice(NAMES), lambda kind: VARIABLES[kind][style], doc[0].upper() + doc[1:] + ".")

@@ -26,7 +26,7 @@ class Operation:
     doc: str
     """How a docstring of the corpus names it."""
     phrases: tuple[str, ...]
-    """How instructions ask for it."""
+    """How instructions ask for it; the last one is never in the corpus."""
     values: tuple[object, ...] = (None,)
     """What the parameter may be; None where there is none."""
 

@@ -26,6 +26,9 @@ TESTS = 6
 INPUTS = 24
 """Inputs tried, of which the tests are chosen."""
 
+OTHERS = 5
+"""Other steps tried in the place of each."""
+
 VARIABLES = {
     "numbers": ("numbers", "values", "items"),
     "text": ("text", "string", "line"),
@@ -142,17 +145,21 @@ def draw_input(rng: random.Random, kind: str) -> Any:
     return terms if kind == "words" else {term: rng.randint(0, 9) for term in terms}
 
 
+def similar_steps(rng: random.Random, step: Step) -> list[Step]:
+    """Return what could stand in a step's place: other parameters, and other operations with any of theirs."""
+    one = step.operation
+    fitting = [each for each in OPERATIONS.values() if (each.source, each.target) == (one.source, one.target)]
+    others = [Step(each, rng.choice(each.values)) for each in fitting if each is not one]
+    return others + [replace(step, k=k) for k in one.values if k != step.k]
+
+
 def near_miss(rng: random.Random, program: Program) -> Program:
     """Return a program that differs in one step: left out, with another parameter, or another operation."""
     steps, choices = program.steps, []
     for place, step in enumerate(steps):
-        one = step.operation
-        similar = [each for each in OPERATIONS.values() if (each.source, each.target) == (one.source, one.target)]
-        others = [Step(each, rng.choice(each.values)) for each in similar if each is not one]
-        others += [replace(step, k=k) for k in one.values if k != step.k]
-        if one.source == one.target and len(steps) > 1:
+        if step.operation.source == step.operation.target and len(steps) > 1:
             choices.append((*steps[:place], *steps[place + 1 :]))
-        if others:
+        if others := similar_steps(rng, step):
             choices.append((*steps[:place], rng.choice(others), *steps[place + 1 :]))
     if not choices:  # one step that nothing is similar to
         others = [Step(each, each.values[0]) for each in OPERATIONS.values() if each.source == program.source]
@@ -163,7 +170,8 @@ def near_miss(rng: random.Random, program: Program) -> Program:
 def tests_of(rng: random.Random, program: Program) -> list[tuple[Any, Any]] | None:
     """Return inputs with what the program makes of them; None for a program that is no good problem.
 
-    A good one gives several answers, and each step matters: without it, or it and its neighbours, some answer differs.
+    A good one gives several answers, and each step matters: without it, or it and its neighbours, some answer differs,
+    and so with a few others in its place.
     """
     inputs = [draw_input(rng, program.source) for _ in range(INPUTS)]
     answers = program.run(inputs)
@@ -182,6 +190,9 @@ def tests_of(rng: random.Random, program: Program) -> list[tuple[Any, Any]] | No
             rest = program.steps[:first] + program.steps[end:]
             fits = step.operation.source == program.steps[end - 1].operation.target
             if rest and fits and agrees(Program(rest), kept):
+                return None
+        for other in rng.sample(others := similar_steps(rng, step), min(OTHERS, len(others))):
+            if agrees(Program((*program.steps[:first], other, *program.steps[first + 1 :])), kept):
                 return None
     return kept
 
