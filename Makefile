@@ -4,7 +4,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow bench check clean
+.PHONY: demo test test-slow bench miniature check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ bench: $(READY)         ## the tables of docs/performance.md, on an idle machine
 	$(BIN)/python benchmarks/merge_step.py
 	$(BIN)/python benchmarks/streams.py
 	$(BIN)/python benchmarks/whole_job.py --layouts delta adapter
+
+miniature: $(READY)     ## experiments/miniature: its base and data, in runs/miniature; within an hour on 2 idle cores
+	$(BIN)/python -m experiments.miniature runs/miniature
 
 clean:                  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

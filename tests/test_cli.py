@@ -242,6 +242,34 @@ def test_samples_made_elsewhere_are_scored_and_compared(xft: Xft, humaneval: Seq
     refused(result, good, *words)
 
 
+def test_ones_own_problems_are_answered_scored_and_compared(xft: Xft, tiny_dense: Path, tmp_path: Path) -> None:
+    problems = tmp_path / "my problems.jsonl"
+    codes = [f"def add(a):\n    return a + {n}" for n in range(12)]
+    lines = [
+        {"instruction": f"Add {n}.", "response": code, "tests": [f"assert add(1) == {n + 1}"]}
+        for n, code in enumerate(codes)
+    ]
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bench = ("--bench", f"pairs:{problems}")
+    sampled = ("--n", "2", "--temperature", "1", "--max-new-tokens", "4")
+    result = xft("eval", tiny_dense, *bench, *sampled, "--out", tmp_path / "model")
+    assert result.code == 0, result.err
+    assert "pairs-my-problems: pass@1 0.0% of 12" in result.out
+    samples = tmp_path / "model" / "pairs-my-problems" / "samples.jsonl"
+    assert [json.loads(line)["sample"] for line in samples.read_text().splitlines()] == [0, 1] * 12
+    made = tmp_path / "made.jsonl"
+    right = enumerate(codes[:10], start=1)
+    answers = [{"task_id": f"my problems/{n}", "completion": f"So:\n```python\n{code}\n```"} for n, code in right]
+    made.write_text("".join(json.dumps(line) + "\n" for line in answers))
+    result = xft("eval", "score", made, *bench, "--out", tmp_path / "made")
+    assert result.code == 0, result.err
+    assert "pairs-my-problems: pass@1 100.0% of 10" in result.out
+    folders = [tmp_path / name / "pairs-my-problems" for name in ("made", "model")]
+    result = xft("eval", "compare", *folders)
+    assert f"verdict: {folders[0]} is better than" in result.out
+    refused(xft("eval", tiny_dense, "--bench", "pairs:no.jsonl", "--out", tmp_path / "no"), "no.jsonl", "no such file")
+
+
 def test_missing_benchmark_data_name_both_ways(xft: Xft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XFT_DATA", "")
     samples = tmp_path / "s.jsonl"

@@ -5,6 +5,7 @@ This file is the reference of the YAML: each field's type, range, default and me
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -202,11 +203,23 @@ class MergeConfig(Section):
         return self
 
 
+PAIRS = "pairs:"
+"""Begins the name of a benchmark that is a file of pairs with tests."""
+
+
+def folder_of(benchmark: str) -> str:
+    """Return the folder's name, under that of what was scored, for a benchmark's answers and scores."""
+    if not benchmark.startswith(PAIRS):
+        return benchmark
+    stem = Path(benchmark.removeprefix(PAIRS)).name.partition(".")[0]
+    return "pairs-" + (re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "file")
+
+
 class BenchmarkConfig(Section):
     """One benchmark to score."""
 
     name: str
-    """A name in `xft.eval.benchmark.BENCHMARKS`."""
+    """A name in `xft.eval.benchmark.BENCHMARKS`, or `pairs:FILE`: pairs with tests of one's own."""
     every: Annotated[int, Field(ge=1)] = 1
     """Use each n-th problem only."""
     optional: bool = False
@@ -242,6 +255,15 @@ class EvalConfig(Section):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> EvalConfig:
+        names: dict[str, str] = {}
+        for entry in self.benchmarks:
+            other = names.setdefault(folder_of(entry.name), entry.name)
+            if other != entry.name:
+                raise ValueError(f"{other} and {entry.name} share a folder's name; rename one of the files")
+        return self
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvalConfig:

@@ -17,6 +17,7 @@ class Registry(dict[str, T], Generic[T]):
         """Name the kind of entry, and names that are no entries but may be given too, for messages."""
         super().__init__()
         self.kind, self.also = kind, also
+        self.made: dict[str, Callable[[str], T]] = {}
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Decorate an entry with its name; refuses a duplicate."""
@@ -29,6 +30,18 @@ class Registry(dict[str, T], Generic[T]):
 
         return add
 
+    def register_prefix(self, prefix: str) -> Callable[[Any], Any]:
+        """Decorate what makes the entry of each name that begins so, out of the name's rest."""
+
+        def add(make: Any) -> Any:
+            self.made[prefix] = make
+            return make
+
+        return add
+
     def __missing__(self, name: str) -> T:
+        for prefix, make in self.made.items():
+            if name.startswith(prefix) and name != prefix:
+                return make(name.removeprefix(prefix))
         available = ", ".join([*sorted(self), *self.also])
         raise UnknownNameError(f"unknown {self.kind} {name!r}; available: {available}{did_you_mean(name, self)}")

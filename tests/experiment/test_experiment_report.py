@@ -52,8 +52,8 @@ def write_cells(out: Path, seeds: list[int], **changes: Any) -> Grid:
         lines = [json.dumps({"id": number, "loss": loss}) for number, loss in enumerate(losses.tolist())]
         (folder / "heldout/losses.jsonl").write_text("\n".join(lines) + "\n")
         write_json(folder / "humaneval/scores.json", {"benchmark": "humaneval", "data_hash": "h"})
-        verdicts = [json.dumps({"task_id": f"HumanEval/{n}", "sample": 0, "status": "passed" if n < 2 else "failed"})
-                    for n in range(8)]  # fmt: skip
+        verdicts = [json.dumps({"task_id": f"HumanEval/{n}", "sample": 0, "fingerprint": "f",
+                                "status": "passed" if n < 2 else "failed"}) for n in range(8)]  # fmt: skip
         (folder / "humaneval/verdicts.jsonl").write_text("\n".join(verdicts) + "\n")
         pairs = [json.dumps({"instruction": f"{cell.seed} {n}", "response": ""}) for n in range(30)]
         (out / cell.folder / "data").mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,20 @@ def test_with_few_seeds_or_one_the_limits_are_said(out: Path) -> None:
     one = write_results(write_cells(out, [4]), out, "")
     assert "One seed: the intervals cover the choice of problems, not the luck of training." in markdown(one)
     assert "Seed by seed" not in render(one)
+
+
+def test_problems_of_ones_own_can_decide(out: Path) -> None:
+    own = "pairs:some/own.jsonl"
+    grid = write_cells(out, [1, 2], endpoint=own, set={"base": NASTY, "eval.benchmarks": [own]})
+    for folder in out.glob("runs/*/*/eval/*/humaneval"):
+        folder.rename(folder.with_name("pairs-own"))
+    results = write_results(grid, out, "")
+    assert {method.name: method.estimates[own].mean for method in results.methods if method.estimates} == {
+        "base": 0.25, "sft": 0.25, "xft": 0.25, "same": 0.25,
+    }  # fmt: skip
+    files = [out / line.items[own] for line in results.lines if line.status == "done"]
+    assert files
+    assert all(file.is_file() for file in files)
 
 
 def test_costs_are_those_of_the_stages_that_the_row_needs(out: Path) -> None:

@@ -156,6 +156,16 @@ def test_each_benchmark_has_its_columns_and_its_weaker_part(run: Path) -> None:
     assert "on HumanEval+ (" in verdict(collect(run))
 
 
+def test_a_file_of_ones_own_problems_is_found_under_its_folder(run: Path) -> None:
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("humaneval", "pairs:data/my set.jsonl", 1))
+    for folder in run.glob("eval/*/humaneval"):
+        folder.rename(folder.with_name("pairs-my-set"))
+    report = collect(run)
+    assert report.benchmarks[0] == "pairs-my-set"
+    assert all("pairs-my-set" in row.results for row in report.rows)
+
+
 def test_an_optional_benchmark_that_could_not_run_says_why(run: Path) -> None:
     assert cells_of(run, "xft")["MBPP+ pass@1"] == Cell("not run")
     text = " ".join(Elements(render(collect(run))).text.split())

@@ -102,7 +102,7 @@ def evaluate(
     inputs = {"model": digest} | hashes | options.digests(sources)
     options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
     for name in hashes:
-        _show(out / name)
+        _show(out / _benchmark(name).name)
     if (out / "heldout").is_dir():
         _show_loss(out / "heldout")
 
@@ -128,24 +128,25 @@ def score(
 
     _use_data(data_dir)
     benchmark = _benchmark(bench)
+    folder = out / benchmark.name
     benchmark.problems()  # an error now, where the data can't be had
     if not samples.is_file():
         raise DataError(f"{samples}: no such file; give the JSONL file of samples")
-    scored = read_json(out / bench / "scores.json", None)
+    scored = read_json(folder / "scores.json", None)
     if scored and scored.get("samples_file") != str(samples):
         of = scored.get("samples_file") or f"the model {scored.get('model')}"
-        raise RunError(f"{out / bench}: holds the scores of {of}; give another --out")
+        raise RunError(f"{folder}: holds the scores of {of}; give another --out")
     with (
-        locked(out / bench / ".lock"),
+        locked(folder / ".lock"),
         benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox,
-        track(f"{bench} verdicts", count_answers(samples)) as advance,
+        track(f"{benchmark.name} verdicts", count_answers(samples)) as advance,
     ):
         work_on(
-            benchmark, samples, out / bench, sandbox=sandbox, tools=benchmark.tools(sandbox), every=every,
+            benchmark, samples, folder, sandbox=sandbox, tools=benchmark.tools(sandbox), every=every,
             workers=workers or len(os.sched_getaffinity(0)), progress=advance,
             meta={"samples_file": str(samples), "samples_digest": file_digest(samples)},
         )  # fmt: skip
-    _show(out / bench)
+    _show(folder)
 
 
 def compare(

@@ -24,6 +24,8 @@ class Problem:
     stub: str
     """Source text shown to the model: imports, signature, docstring."""
     entry_point: str
+    instruction: str = ""
+    """What the model is told, where that is no more than words of the data."""
     canonical: str = ""
     """Reference solution, in the form of a completion of the stub; "" where the benchmark has none."""
     tests: Any = None
@@ -115,7 +117,7 @@ class Benchmark(Protocol):
         ...
 
 
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", also=("pairs:FILE",))
 
 Sample = dict[str, Any]
 """A line of samples.jsonl: task_id, sample (its number in the task), completion, code, finish (`stop`, `length`)."""

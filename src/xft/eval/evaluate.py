@@ -81,8 +81,8 @@ def _runnable(entry: BenchmarkConfig, job: EvalJob) -> list[_Run]:
     except (DataError, FetchError) as error:
         if not entry.optional:
             raise
-        (job.out / entry.name).mkdir(parents=True, exist_ok=True)
-        write_json(job.out / entry.name / NOT_RUN, {"reason": str(error)})
+        (job.out / benchmark.name).mkdir(parents=True, exist_ok=True)
+        write_json(job.out / benchmark.name / NOT_RUN, {"reason": str(error)})
         return []
     return [_Run(benchmark=benchmark, problems=problems, every=entry.every, tools=tools)]
 

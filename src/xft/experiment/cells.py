@@ -10,6 +10,7 @@ from typing import Any
 from xft.eval.compare import read_losses, read_rates, read_scores
 from xft.experiment.config import HELDOUT
 from xft.experiment.plan import Cell
+from xft.recipe import folder_of
 from xft.report.collect import cost_of, made_by, stage_at
 from xft.report.contents import Cost
 from xft.stage import read_json, write_json
@@ -36,7 +37,7 @@ def write_outcomes(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
 
 def scored(out: Path, cell: Cell, measure: str) -> Path:
     """Return the folder with a cell's scores of a benchmark, or its held-out losses."""
-    return out / cell.folder / "eval" / cell.row / measure
+    return out / cell.folder / "eval" / cell.row / folder_of(measure)
 
 
 def read_values(out: Path, cell: Cell, measure: str) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xft.eval.over_seeds import Estimate, SeedDifference, Values, compare_over_seeds, estimate_over_seeds
-from xft.experiment.cells import is_done, read_cost, read_data_hash, read_mean, read_outcomes, read_values
+from xft.experiment.cells import is_done, read_cost, read_data_hash, read_mean, read_outcomes, read_values, scored
 from xft.experiment.choice import Choice, read_choices
 from xft.experiment.config import HELDOUT, Grid
 from xft.experiment.plan import Cell, Plan
@@ -177,8 +177,8 @@ def _method(
     lines: Sequence[Line],
 ) -> MethodResult:
     estimates, differences = {}, {}
-    for measure, scored in values.items():
-        ours, theirs = scored.get(name), scored.get(grid.baseline)
+    for measure, methods in values.items():
+        ours, theirs = methods.get(name), methods.get(grid.baseline)
         share = measure != HELDOUT
         if ours is None:
             continue
@@ -228,7 +228,7 @@ def _line(
     failed = outcome.get("status") == FAILED and outcome.get("recipe") == cell.recipe_hash
     scores = {measure: score for measure in measures if done and (score := read_mean(out, cell, measure)) is not None}
     files = {
-        measure: f"{cell.folder}/eval/{cell.row}/{measure}/{'losses' if measure == HELDOUT else 'verdicts'}.jsonl"
+        measure: str(scored(Path(), cell, measure) / f"{'losses' if measure == HELDOUT else 'verdicts'}.jsonl")
         for measure in scores
     }
     return Line(

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from xft.errors import RunError
 from xft.eval.metrics import Difference, paired_difference, paired_rates
+from xft.recipe import folder_of
 from xft.report.contents import (
     Attempt,
     Attempts,
@@ -100,7 +101,7 @@ def collect(run: Path) -> Report:
 
 
 def _benchmark_name(entry: Any) -> str:
-    return str(entry["name"] if isinstance(entry, dict) else entry)
+    return folder_of(str(entry["name"] if isinstance(entry, dict) else entry))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The laws of every benchmark in BENCHMARKS: on a few problems of each; `slow`: on all."""
+"""The laws of every benchmark in BENCHMARKS, and of a user's own file: on a few problems of each; `slow`: on all."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,10 @@ from xft.eval.benchmarks import BENCHMARKS
 from xft.prompts import PROMPTS
 
 FEW = 6
+OWN = f"pairs:{Path(__file__).parent.parent / 'fixtures' / 'own_problems.jsonl'}"
 
 
-@pytest.fixture(scope="module", params=sorted(BENCHMARKS))
+@pytest.fixture(scope="module", params=[*sorted(BENCHMARKS), OWN])
 def benchmark(request):
     found = BENCHMARKS[request.param]
     try:

@@ -1,0 +1,1 @@
+"""Experiments with xft: each has a README.md."""

@@ -1,0 +1,208 @@
+"""`pairs:FILE`: problems of one's own, pairs with tests out of a file, as `xft synth` writes them.
+
+A record has `instruction`, `response` (the reference) and `tests`, a list of asserts, there or in its `meta`. The
+instruction is put to the model as it stands.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xft.data.sources import SUFFIXES, BadRecordError, read_records, to_example
+from xft.errors import DataError
+from xft.eval.asserts import CannotSplitError, Check, split_asserts
+from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
+from xft.eval.extract import FENCE, extract_program, parse, parseable_prefix
+from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, call_checks, judgement
+from xft.prompts import PROMPTS
+from xft.recipe import PAIRS, folder_of
+
+if TYPE_CHECKING:
+    from xft.eval.sandbox import Sandbox
+
+SECONDS = 10.0
+"""For all tests of a problem together."""
+CHAT_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
+STOPS = (*SPECIAL_STOPS, "\nassert")
+PROVED: set[tuple[str, str]] = set()
+"""Data and sandbox levels of which this process has seen all references pass: a run scores many models."""
+DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+class Pairs(FunctionBenchmark):
+    """A file's records as problems. Asserts about one function are split; other tests run beside the candidate."""
+
+    limits: Mapping[str, Any] = {"seconds": SECONDS, "memory_mb": MEMORY_MB}
+
+    def __init__(self, file: str) -> None:
+        self.name = folder_of(PAIRS + file)
+        self.path = Path(file)
+
+    def problems(self) -> Sequence[Problem]:
+        """Read all records; read again only when the file has changed.
+
+        Raises:
+            DataError: the file can't be read, or a record is no problem; says where and why.
+        """
+        return self._read()[0]
+
+    def data_hash(self) -> str:
+        """Return the sha256 of the records."""
+        return self._read()[1]
+
+    def request(self, problem: Problem, style: str) -> Request:
+        """Put the instruction as it stands; in the style `completion` let the model continue it as a comment.
+
+        Raises:
+            UnknownNameError: no such style.
+        """
+        if style == "completion":
+            return Request(instruction=None, prefix=problem.stub, stop=STOPS)
+        PROMPTS[style]
+        return Request(instruction=problem.instruction, prefix="", stop=CHAT_STOPS)
+
+    def extract(self, problem: Problem, completion: str, style: str) -> str:
+        """Return the first stretch, fenced or not, that defines what the tests call, "" when there is none."""
+        for segment in FENCE.split(completion):
+            program = parseable_prefix(textwrap.dedent(segment))
+            if _called(problem.tests, problem.canonical) <= _defined(program):
+                return program
+        return extract_program(problem.stub, problem.entry_point, completion)
+
+    def assemble(self, problem: Problem, completion: str) -> str:
+        """Return the program in an answer that was made elsewhere: as `extract`, since no prompt has begun it."""
+        return self.extract(problem, completion, "completion")
+
+    def tools(self, sandbox: Sandbox) -> Sequence[Tool]:
+        """Let Python judge every reference, once a process, and a few programs that are wrong.
+
+        Raises:
+            DataError: a reference does not pass its tests.
+            SandboxError: the sandbox failed; says nothing about the file.
+        """
+        proof = (self.data_hash(), str(sandbox.level))
+        if proof not in PROVED:
+            self._prove(sandbox)
+            PROVED.add(proof)
+        return super().tools(sandbox)
+
+    def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
+        """Run a program against the record's tests; called from several threads at once.
+
+        Raises:
+            SandboxError: the sandbox failed; says nothing about the program.
+        """
+        checks = _split(problem.tests, problem.entry_point)
+        if checks:
+            return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=SECONDS))
+        outcome = sandbox.run(f"{code}\n{problem.tests}\n", seconds=SECONDS, memory_mb=MEMORY_MB)
+        return judgement(outcome, in_process=True)
+
+    def _prove(self, sandbox: Sandbox) -> None:
+        """See that every reference passes; one that was short of time is judged again, alone."""
+        problems = self.problems()
+        with ThreadPoolExecutor(2) as pool:
+            verdicts = list(pool.map(lambda each: self.judge(each, each.canonical, sandbox), problems))
+        failed = {}
+        for problem, first in zip(problems, verdicts, strict=True):
+            verdict = self.judge(problem, problem.canonical, sandbox) if first.strained else first
+            if verdict.status != "passed":
+                failed[problem.task_id] = f"{verdict.status}: {verdict.error or 'no message'}"
+        if failed:
+            first_id, said = next(iter(failed.items()))
+            raise DataError(
+                f"{self.path}: {len(failed)} of {len(problems)} responses do not pass their own tests, first that of "
+                f"record {first_id.rpartition('/')[2]} ({said}); correct these records or leave them out"
+            )
+
+    def _read(self) -> tuple[Sequence[Problem], str]:
+        if not self.path.is_file() or not self.path.name.endswith(SUFFIXES):
+            raise DataError(f"{self.path}: no such file of pairs; {PAIRS}FILE reads {', '.join(SUFFIXES)}")
+        stat = self.path.stat()
+        return _read(self.path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _modified: int, _size: int) -> tuple[Sequence[Problem], str]:
+    """Return the problems of a file, and the sha256 of its records."""
+    found: list[Problem] = []
+    digest = hashlib.sha256()
+    for number, (where, record) in enumerate(read_records(path), start=1):
+        try:
+            if isinstance(record, BadRecordError):
+                raise record
+            found.append(_problem(record, where, f"{path.name.partition('.')[0]}/{number}"))
+        except BadRecordError as error:
+            raise DataError(f"{where}: no problem with tests: {error}; correct it or leave it out") from None
+        digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
+    if not found:
+        raise DataError(f"{path}: no record in it; a problem has an instruction, a response and tests")
+    return found, digest.hexdigest()
+
+
+def _problem(record: Any, where: str, task_id: str) -> Problem:
+    """Read one record.
+
+    Raises:
+        BadRecordError: it is no problem.
+    """
+    example = to_example(record, where, {})
+    meta = example.meta.get("meta")
+    tests = example.meta.get("tests") or (meta.get("tests") if isinstance(meta, dict) else None)
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise BadRecordError("no tests, a list of asserts, in the record or its meta")
+    text = "\n".join(tests)
+    if parse(text) is None:
+        raise BadRecordError("its tests are not Python")
+    for segment in FENCE.split(example.response):
+        program = textwrap.dedent(segment).strip("\n") + "\n"
+        if parse(program) is not None and (called := _called(text, program)):
+            break
+    else:
+        raise BadRecordError("its response defines nothing that its tests use")
+    return Problem(
+        task_id=task_id,
+        stub="".join(f"# {line}\n" for line in example.instruction.splitlines()),
+        instruction=example.instruction,
+        entry_point=next(name for name in _names(program) if name in called),
+        canonical=program,
+        tests=text,
+    )
+
+
+def _names(program: str) -> list[str]:
+    """Return what a program defines at its top, in order."""
+    tree = parse(program)
+    return [node.name for node in tree.body if isinstance(node, DEFINITIONS)] if tree else []
+
+
+@functools.lru_cache(maxsize=4096)
+def _called(tests: str, program: str) -> frozenset[str]:
+    """Return those of a program's functions and classes that the tests use."""
+    tree = parse(tests)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree else set()
+    return frozenset(used.intersection(_names(program)))
+
+
+def _defined(program: str) -> frozenset[str]:
+    return frozenset(_names(program))
+
+
+@functools.lru_cache(maxsize=4096)
+def _split(tests: str, entry_point: str) -> tuple[Check, ...]:
+    """Return the split asserts of a problem; none where the tests can't be split."""
+    try:
+        return split_asserts(tests, [entry_point])
+    except CannotSplitError:
+        return ()
+
+
+BENCHMARKS.register_prefix(PAIRS)(Pairs)
