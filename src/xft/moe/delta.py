@@ -4,21 +4,23 @@
 
 g and u are the FFN's own projections, δ·_i = B_i A_i x. The FFN without a difference is the shared expert.
 
-Shapes: T tokens, D hidden size, F FFN size, R routed experts, K kept per token, r rank, N rows, M rows of one expert.
+Shapes: T tokens, D hidden size, F FFN size, R routed experts, K kept per token, E = K + 1 with the shared one, r rank,
+I inner matrices, N rows, M rows of one expert.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from xft.families import Family
-from xft.moe.layer import Dispatch, RoutedExperts, dispatched, slices
+from xft.moe.layer import Dispatch, RoutedExperts, dispatched, slices, sum_rows
 from xft.moe.routers import Routing
 
 
@@ -46,43 +48,106 @@ class DeltaExperts(RoutedExperts):
         """Mix hidden states, then apply the FFN's last matrix once; its bias is weighted as the experts are."""
         assert ffn is not None
         inner = [ffn.get_submodule(name)(x_TD) for name in self.inner]
-        dtype = inner[0].dtype
-        arguments = (x_TD.to(dtype), routing.shared_T.to(dtype), routing.routed_TK.to(dtype))
-        dispatch = dispatched(routing.ids_TK, self.routed)
+        narrow_RIrD = torch.stack([self.get_parameter(f"{name}_a") for name in self.inner], 1)
+        low_TRIr = F.linear(x_TD, narrow_RIrD.flatten(0, 2)).unflatten(1, narrow_RIrD.shape[:3])
+        low_TKIr = low_TRIr.gather(1, _spread(routing.ids_TK, low_TRIr))
+        weights_TE = torch.cat([routing.routed_TK, routing.shared_T[:, None]], 1)
         with torch.autocast(x_TD.device.type, enabled=False):
-            if torch.is_grad_enabled():  # the experts' own states are made again: only the FFN's are kept
-                hidden_TF, extra_TD = checkpoint(self._mixed, dispatch, *arguments, *inner, use_reentrant=False)
-            else:
-                hidden_TF, extra_TD = self._mixed(dispatch, *arguments, *inner)
+            mixed_TF, last_TKr = _MixDeltas.apply(  # type: ignore[no-untyped-call]
+                self.hidden, dispatched(F.pad(routing.ids_TK, (0, 1), value=self.routed), self.routed + 1), weights_TE,
+                low_TKIr.to(inner[0].dtype), self.get_parameter(f"{self.names[-1]}_a"), *inner,
+                *(self.get_parameter(f"{name}_b") for name in self.inner),
+            )  # fmt: skip
+        last_TRr = last_TKr.new_zeros(len(x_TD), self.routed, last_TKr.shape[2])
+        last_TRr = last_TRr.scatter(1, _spread(routing.ids_TK, last_TRr), last_TKr)
         down: Any = ffn.get_submodule(self.names[-1])
-        mixed_TD: Tensor = F.linear(hidden_TF, down.weight) + extra_TD
+        wide_DRr = self.get_parameter(f"{self.names[-1]}_b").transpose(0, 1)
+        mixed_TD: Tensor = F.linear(mixed_TF, down.weight) + F.linear(last_TRr.flatten(1), wide_DRr.flatten(1))
         if down.bias is not None:
-            weights_T1 = (routing.shared_T + routing.routed_TK.sum(-1))[:, None]
-            mixed_TD = mixed_TD + (weights_T1 * down.bias.float()).to(mixed_TD.dtype)
+            mixed_TD = mixed_TD + (weights_TE.sum(-1, keepdim=True) * down.bias).to(mixed_TD.dtype)
         return mixed_TD
 
-    def _mixed(
-        self, dispatch: Dispatch, x_TD: Tensor, shared_T: Tensor, weights_TK: Tensor, *inner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mixed hidden states, (T, F), and what the experts' last differences add, (T, D)."""
-        weights_N = weights_TK.new_zeros(len(dispatch.token_N))
-        weights_N = weights_N.scatter(0, dispatch.row_TK.view(-1), weights_TK.reshape(-1))
-        mixed_TF = shared_T[:, None] * self.hidden(*inner)
-        extra_TD = torch.zeros_like(x_TD)
-        for expert, rows in slices(dispatch.counts_R):
-            token_M, weights_M1 = dispatch.token_N[rows], weights_N[rows, None]
-            x_MD = x_TD.index_select(0, token_M)
-            parts = [
-                whole.index_select(0, token_M) + self._difference(name, expert, x_MD)
-                for name, whole in zip(self.inner, inner, strict=True)
-            ]
-            hidden_MF = weights_M1 * self.hidden(*parts)
-            mixed_TF = mixed_TF.index_add(0, token_M, hidden_MF)
-            extra_TD = extra_TD.index_add(0, token_M, self._difference(self.names[-1], expert, hidden_MF))
-        return mixed_TF, extra_TD
 
-    def _difference(self, name: str, expert: int, x_MI: Tensor) -> Tensor:
-        """Return `B_i A_i x`."""
-        narrow_rI = self.get_parameter(f"{name}_a")[expert].to(x_MI.dtype)
-        wide_Or = self.get_parameter(f"{name}_b")[expert].to(x_MI.dtype)
-        return (x_MI @ narrow_rI.t()) @ wide_Or.t()
+class _MixDeltas(torch.autograd.Function):
+    """Weighted sums of the experts' hidden states, (T, F), and each kept expert's weighted `A_i h_i`, (T, K, r).
+
+    Written by hand because passes over all rows, (N, F), are most of what a step costs beside SFT's, and autograd makes
+    many more: here the product that makes a difference adds it in place, and weights are applied to what is narrow, or
+    while rows are summed. Saved are the FFN's projections; the experts' own are made again in the backward pass.
+
+    `dispatch` has the shared expert as expert R, without a difference. `others` are the FFN's I projections, (T, F),
+    and for each one the stack of B, (R, F, r); `narrow_RrF` is the last matrix's A.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Callable[..., Tensor], dispatch: Dispatch, weights_TE: Tensor, low_TKIr: Tensor,
+        narrow_RrF: Tensor, *others: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        token_N, row_TE, counts = dispatch
+        dtype = low_TKIr.dtype
+        hidden_NF = hidden(*_projections(dispatch, low_TKIr, *others))
+        last_Nr = low_TKIr.new_empty(len(token_N), narrow_RrF.shape[1])
+        for rows, narrow_rF in _experts(counts, narrow_RrF.to(dtype)):
+            torch.mm(hidden_NF[rows], narrow_rF.t(), out=last_Nr[rows])
+        ctx.save_for_backward(weights_TE, low_TKIr, narrow_RrF, token_N, row_TE, *others)
+        ctx.counts, ctx.hidden = counts, hidden
+        weights_TE = weights_TE.to(dtype)
+        return sum_rows(hidden_NF, row_TE, weights_TE), last_Nr[row_TE[:, :-1]] * weights_TE[:, :-1, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dmixed_TF: Tensor, dlast_TKr: Tensor) -> tuple[Tensor | None, ...]:
+        weights_TE, low_TKIr, narrow_RrF, token_N, row_TE, *others = ctx.saved_tensors
+        counts, dtype, row_TK, stacks = ctx.counts, low_TKIr.dtype, row_TE[:, :-1], others[len(others) // 2 :]
+        parts = [part.requires_grad_() for part in _projections(Dispatch(token_N, row_TE, counts), low_TKIr, *others)]
+        with torch.enable_grad():
+            hidden_NF = ctx.hidden(*parts)
+        plain_NF, dhidden_NF = hidden_NF.detach(), dmixed_TF.index_select(0, token_N)
+        kept_TK1 = weights_TE[:, :-1, None].to(dtype)
+        dlast_Nr, weighted_Nr = (_as_rows(each, row_TK, token_N) for each in (dlast_TKr, dlast_TKr * kept_TK1))
+        dnarrow_RrF = torch.zeros_like(narrow_RrF)
+        for rows, narrow_rF, dnarrow_rF in _experts(counts, narrow_RrF.to(dtype), dnarrow_RrF):
+            dhidden_NF[rows].addmm_(dlast_Nr[rows], narrow_rF)
+            dnarrow_rF.copy_(torch.mm(weighted_Nr[rows].t(), plain_NF[rows]))
+        dweights_N = torch.sum(plain_NF * dhidden_NF, -1, dtype=weights_TE.dtype)
+        dparts = torch.autograd.grad(hidden_NF, parts, dhidden_NF)
+        low_NIr = _as_rows(low_TKIr * kept_TK1[..., None], row_TK, token_N)
+        dlow_NIr, dstacks = torch.empty_like(low_NIr), [torch.zeros_like(stack) for stack in stacks]
+        for number, (dpart_NF, stack, dstack) in enumerate(zip(dparts, stacks, dstacks, strict=True)):
+            for rows, wide_Fr, dwide_Fr in _experts(counts, stack.to(dtype), dstack):
+                torch.mm(dpart_NF[rows], wide_Fr, out=dlow_NIr[rows, number])
+                dwide_Fr.copy_(torch.mm(low_NIr[rows, number].t(), dpart_NF[rows]).t())
+        dinner = [sum_rows(dpart_NF, row_TE, weights_TE.to(dtype)) for dpart_NF in dparts]
+        dlow_TKIr = dlow_NIr[row_TK] * kept_TK1[..., None]
+        return None, None, dweights_N[row_TE], dlow_TKIr, dnarrow_RrF, *dinner, *dstacks
+
+
+def _projections(dispatch: Dispatch, low_TKIr: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return all rows' own projections: the FFN's, and the experts' differences."""
+    inner, stacks = others[: len(others) // 2], others[len(others) // 2 :]
+    parts = [whole_TF.index_select(0, dispatch.token_N) for whole_TF in inner]
+    low_NIr = _as_rows(low_TKIr, dispatch.row_TK[:, :-1], dispatch.token_N)
+    for number, (part_NF, stack) in enumerate(zip(parts, stacks, strict=True)):
+        for rows, wide_Fr in _experts(dispatch.counts_R, stack.to(low_TKIr.dtype)):
+            part_NF[rows].addmm_(low_NIr[rows, number], wide_Fr.t())
+    return parts
+
+
+def _experts(counts: list[int], *stacks: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Give each routed expert's rows, and what it has of each stack; the shared expert, which is last, has nothing."""
+    for expert, rows in slices(counts[:-1]):
+        yield rows, *(stack[expert] for stack in stacks)
+
+
+def _as_rows(values_TK: Tensor, row_TK: Tensor, token_N: Tensor) -> Tensor:
+    """Put each kept expert's values into its row, zeros into all others."""
+    values_N = values_TK.new_zeros(len(token_N), *values_TK.shape[2:])
+    values_N[row_TK] = values_TK
+    return values_N
+
+
+def _spread(ids_TK: Tensor, values_TR: Tensor) -> Tensor:
+    """Give the kept experts' numbers the trailing dimensions of their values."""
+    shape = values_TR.shape[2:]
+    return ids_TK.view(*ids_TK.shape, *[1] * len(shape)).expand(*ids_TK.shape, *shape)

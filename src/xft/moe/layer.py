@@ -145,7 +145,7 @@ class _MixExperts(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(x_TD, weights_TK, y_ND, dispatch.token_N, dispatch.row_TK, *inner, *stacks)
             ctx.counts_R, ctx.form = dispatch.counts_R, form
-        return _sum_rows(y_ND, dispatch.row_TK, weights_TK.to(y_ND.dtype))
+        return sum_rows(y_ND, dispatch.row_TK, weights_TK.to(y_ND.dtype))
 
     @staticmethod
     @once_differentiable
@@ -179,7 +179,7 @@ class _MixExperts(torch.autograd.Function):
             for dbias_RO, dout_MO in zip(dbiases, (*dparts, dy_MD) if dbiases else (), strict=True):
                 if dbias_RO is not None:
                     dbias_RO[expert] = dout_MO.sum(0)
-        return _sum_rows(dx_ND, row_TK, None), dweights_N[row_TK], None, None, None, *dstacks
+        return sum_rows(dx_ND, row_TK, None), dweights_N[row_TK], None, None, None, *dstacks
 
 
 def _project(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, out: Tensor | None) -> Tensor:
@@ -200,7 +200,7 @@ def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
     return None if tensor is None else tensor[rows]
 
 
-def _sum_rows(rows_ND: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
+def sum_rows(rows_ND: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """Sum each token's K rows, weighted; an embedding bag gathers and sums in one pass, in fp32 inside."""
     return F.embedding_bag(row_TK, rows_ND, per_sample_weights=weights_TK, mode="sum")
 
