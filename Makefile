@@ -21,7 +21,7 @@ check: $(VENV)/.dev     ## formatting, lint, types
 test: check             ## what CI runs; two processes, a test file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist loadfile
 
-test-slow: $(VENV)/.dev ## the minutes-long tests
+test-slow: $(VENV)/.slow ## the minutes-long tests
 	$(BIN)/pytest -rs -m slow
 
 bench: $(VENV)/.train   ## the tables of docs/performance.md, on an idle machine: about an hour
