@@ -1,20 +1,19 @@
-# `make demo` and `make test` need Python 3.11+, pip and make; each sets up .venv by itself.
+# Python 3.11+, pip and make are needed; each target puts into .venv what it needs.
 PYTHON ?= python3
 VENV   := .venv
-READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
 .PHONY: demo test test-slow bench miniature check clean
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/.%: pyproject.toml constraints.txt   # an extra of pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,data,datatrove,dev]'
-	touch $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
 
-demo: $(READY)          ## the main job on the embedded model: about a quarter of an hour on 2 cores
+demo: $(VENV)/.train    ## the main job on the embedded model: about a quarter of an hour on 2 cores
 	$(BIN)/xft run smollm2-135m-demo --out runs/demo
 
-check: $(READY)         ## formatting, lint, types
+check: $(VENV)/.dev     ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -22,10 +21,10 @@ check: $(READY)         ## formatting, lint, types
 test: check             ## what CI runs; two processes, a test file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist loadfile
 
-test-slow: $(READY)     ## the minutes-long tests
+test-slow: $(VENV)/.slow ## the minutes-long tests
 	$(BIN)/pytest -rs -m slow
 
-bench: $(READY)         ## the tables of docs/performance.md, on an idle machine: about an hour
+bench: $(VENV)/.train   ## the tables of docs/performance.md, on an idle machine: about an hour
 	$(BIN)/python benchmarks/moe_layer.py
 	$(BIN)/python benchmarks/training_step.py --layouts copy delta adapter
 	$(BIN)/python benchmarks/merge_step.py

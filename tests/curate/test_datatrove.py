@@ -1,4 +1,4 @@
-"""The same steps on datatrove's local executor, with several workers, give the same records and reasons."""
+"""The same steps on datatrove's executors, with several workers, give the same records and reasons."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("datatrove", reason="not run: datatrove")
 pytest.importorskip("tree_sitter", reason="not run: tree-sitter")
 
-from datatrove.executor import LocalPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from xft.curate.config import CurateSource, parse_curate
+from xft.curate.config import CurateConfig, CurateSource, parse_curate
 from xft.curate.datatrove import filters, reader_adapter, to_document, to_example
 from xft.curate.run import CurateJob, curate
 from xft.data.example import Example
@@ -39,28 +39,52 @@ def rows_of(folder: Path) -> list[Any]:
     return [json.loads(line) for path in sorted(folder.iterdir()) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_same_records_as_curate(tmp_path: Path, workers: int) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> CurateConfig:
+    """What looks at one record at a time, over four files."""
     write_rows(tmp_path / "in")
     tree = {"sources": [str(tmp_path / "in")], "dedup": {"exact": False, "near": False}, "decontaminate": None}
-    config = parse_curate(tree, "test")
+    return parse_curate(tree, "test")
+
+
+def run_on(executor: type[Any], out: Path, config: CurateConfig, **options: Any) -> tuple[list[Any], list[Any]]:
+    """Run the steps on an executor; return what was kept and what was not."""
+    reader = JsonlReader(config.sources[0].path, adapter=reader_adapter(CurateSource(path="in"), "pairs"))
+    excluded = JsonlWriter(str(out / "excluded"), compression=None)
+    writer = JsonlWriter(str(out / "kept"), compression=None)
+    executor(
+        pipeline=[reader, *filters(config, excluded), writer], tasks=4, logging_dir=str(out / "logs"), **options
+    ).run()
+    return rows_of(out / "kept"), rows_of(out / "excluded")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_same_records_as_curate(tmp_path: Path, config: CurateConfig, workers: int) -> None:
     (tmp_path / "out").mkdir()
     curate(CurateJob(config=config, out=tmp_path / "out", seed=0, workers=1))
     own = [json.loads(line)["response"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
-    reader = JsonlReader(str(tmp_path / "in"), adapter=reader_adapter(CurateSource(path="in"), "pairs"))
-    excluded = JsonlWriter(str(tmp_path / "excluded"), compression=None)
-    writer = JsonlWriter(str(tmp_path / "kept"), compression=None)
-    LocalPipelineExecutor(
-        pipeline=[reader, *filters(config, excluded), writer],
-        tasks=4,
-        workers=workers,
-        logging_dir=str(tmp_path / "logs"),
-    ).run()
-    kept = rows_of(tmp_path / "kept")
+    kept, excluded = run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=workers)
     assert [row["text"] for row in kept] == own and len(own) == 24
     assert kept[0]["metadata"]["instruction"] == "Add 0 to a number."
-    reasons = [row["metadata"]["filter_reason"] for row in rows_of(tmp_path / "excluded")]
+    reasons = [row["metadata"]["filter_reason"] for row in excluded]
     assert sorted(reasons) == ["python does not parse"] * 4 + ["response declines"] * 4  # and no personal data
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # an error in a thread of the executor would leave it waiting for ever
+def test_ray_gives_the_records_of_the_local_executor(
+    tmp_path: Path, config: CurateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray", reason="not run: ray")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    try:
+        on_ray = run_on(RayPipelineExecutor, tmp_path / "ray", config, workers=2, mem_per_cpu_gb=0.25)
+    finally:
+        ray.shutdown()
+    kept, excluded = on_ray
+    assert len(kept) == 24 and len(excluded) == 8
+    assert on_ray == run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=1)
 
 
 def test_records_survive_the_way_there_and_back() -> None:
