@@ -31,7 +31,7 @@ bench: $(VENV)/.train   ## the tables of docs/performance.md, on an idle machine
 	$(BIN)/python benchmarks/streams.py
 	$(BIN)/python benchmarks/whole_job.py --layouts delta adapter
 
-miniature: $(READY)     ## experiments/miniature: its base and data, in runs/miniature; within an hour on 2 idle cores
+miniature: $(VENV)/.train ## the data of experiments/miniature, in runs/miniature: minutes
 	$(BIN)/python -m experiments.miniature runs/miniature
 
 clean:                  ## remove the environment and caches, keep runs

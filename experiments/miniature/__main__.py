@@ -1,4 +1,4 @@
-"""Make all in one folder: the base, the pairs and the problems. What is there is kept, so a killed run goes on."""
+"""Make the pairs and the problems in one folder; with `--base` another base too, which is kept where it is there."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from experiments.miniature import pairs, pretrain
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make whatever is not there."""
+    """Make whatever is not there; a killed run goes on."""
     parser = argparse.ArgumentParser(prog="python -m experiments.miniature", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"))
-    out = parser.parse_args(arguments).out
-    if not (out / "train.jsonl").exists():
-        pairs.main([str(out)])
-    if not (out / "base" / "config.json").exists():
-        pretrain.main([str(out / "base")])
+    parser.add_argument("--base", action="store_true", help="pre-train a base too, into OUT/base")
+    given = parser.parse_args(arguments)
+    if not (given.out / "train.jsonl").exists():
+        pairs.main([str(given.out)])
+    if given.base and not (given.out / "base" / "config.json").exists():
+        pretrain.main([str(given.out / "base")])
 
 
 if __name__ == "__main__":
