@@ -17,6 +17,7 @@ from xft.experiment.cells import write_outcomes
 from xft.experiment.config import Grid, load_grid
 from xft.experiment.plan import Plan
 from xft.experiment.report import markdown, render, results_table, write_results
+from xft.recipe import shipped_recipes
 from xft.report import plots
 from xft.report.collect import made_by
 
@@ -161,6 +162,18 @@ def test_a_cell_of_an_earlier_recipe_does_not_count(out: Path) -> None:
     grid = write_cells(out, [1])
     changed = grid.model_copy(update={"set": {**grid.set, "tune.lr": 0.5}})
     assert {line.status for line in write_results(changed, out, "").lines} == {"not run"}
+
+
+def test_a_recipe_that_is_edited_meanwhile_changes_nothing_of_what_a_running_experiment_tells(
+    out: Path, tmp_path: Path
+) -> None:
+    grid, copy = write_cells(out, [1]), tmp_path / "recipe.yaml"
+    copy.write_bytes(shipped_recipes()[grid.recipe].read_bytes())
+    grid = grid.model_copy(update={"recipe": str(copy)})
+    plan = Plan(grid)
+    copy.write_text(copy.read_text().replace("epochs: ", "epochs: 1", 1))
+    assert "done" in {line.status for line in write_results(grid, out, "", plan).lines}
+    assert {line.status for line in write_results(grid, out, "").lines} == {"not run"}
 
 
 def test_the_terminals_table_has_a_line_for_each_method(out: Path) -> None:

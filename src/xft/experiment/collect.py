@@ -105,13 +105,13 @@ class Results:
         return tuple(line for line in self.lines if line.status == FAILED)
 
 
-def collect(grid: Grid, out: Path, grid_text: str, command: str) -> Results:
+def collect(plan: Plan, out: Path, grid_text: str, command: str) -> Results:
     """Read what the cells left.
 
     Raises:
         DataError, RunError: a file is damaged; the message names it.
     """
-    plan, outcomes, choices = Plan(grid), read_outcomes(out), read_choices(out)
+    grid, outcomes, choices = plan.grid, read_outcomes(out), read_choices(out)
     cells = plan.confirmation({name: choice.chosen for name, choice in choices.items()})
     done = [cell for cell in cells if is_done(outcomes, cell)]
     benchmarks = [entry.name for entry in cells[0].recipe.eval.benchmarks]

@@ -50,7 +50,7 @@ def run(
         (out / GRID).write_text(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         choices = bench.choose(candidates)
         bench.work(bench.plan.confirmation({name: choice.chosen for name, choice in choices.items()}))
-        return write_results(grid, out, command)
+        return write_results(grid, out, command, bench.plan)
 
 
 class _Bench:
@@ -149,7 +149,7 @@ class _Bench:
             if worked:
                 self.seconds.append(time.monotonic() - began)
             if time.monotonic() - self.written > WRITE_SECONDS:
-                write_results(self.grid, self.out, self.command)
+                write_results(self.grid, self.out, self.command, self.plan)
                 self.written = time.monotonic()
 
     def _done(self, cell: Cell) -> bool:

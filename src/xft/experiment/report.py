@@ -14,7 +14,7 @@ from rich.text import Text
 from xft.eval.over_seeds import Estimate, SeedDifference, least_p, seeds_for
 from xft.experiment.collect import FAILED, Line, MethodResult, Results, collect
 from xft.experiment.config import HELDOUT, Grid
-from xft.experiment.plan import said
+from xft.experiment.plan import Plan, said
 from xft.report import plots
 from xft.report.contents import Cost
 from xft.report.page import environment, write_page
@@ -73,14 +73,16 @@ def unit(measure: str) -> Unit:
                 scale=100, digits=1, sign="%")  # fmt: skip
 
 
-def write_results(grid: Grid, out: Path, command: str) -> Results:
+def write_results(grid: Grid, out: Path, command: str, plan: Plan | None = None) -> Results:
     """Write results.json, results.md and report/index.html into an experiment's folder; return what they say.
+
+    `plan` is the one that cells are being made by, where they are: its recipe was read at the start.
 
     Raises:
         DataError, RunError: a file of a cell is damaged, or the report can't be written.
     """
     text = yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False)
-    results = collect(grid, out, text, command)
+    results = collect(plan or Plan(grid), out, text, command)
     write_json(out / RESULTS, asdict(results))
     (out / TABLE).write_text(markdown(results), encoding="utf-8")
     write_page(out / REPORT, render(results))

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xft.eval.metrics import Difference
+from xft.recipe import folder_of
 from xft.report.contents import Report, Result, Row, Score
 
 NONE = "–"
@@ -73,8 +74,8 @@ def span(low: float, high: float, digits: int) -> str:
 
 
 def title(benchmark: str) -> str:
-    """Write a benchmark's name as its authors do."""
-    return TITLES.get(benchmark, benchmark)
+    """Write a benchmark's name as its authors do; of a user's problems, that of their folder."""
+    return TITLES.get(benchmark, folder_of(benchmark))
 
 
 def columns(report: Report) -> list[str]:
