@@ -11,6 +11,7 @@ import pytest
 from xft.curate.config import DecontaminateConfig
 from xft.curate.contamination import (
     References,
+    Tried,
     classify,
     coverage,
     load_references,
@@ -72,6 +73,7 @@ def f(xs):
             best = d
     return best
 """
+NARROWEST = RENAMED.replace("best = 0", "best = 9").replace("d > best", "d < best")
 REWRITTEN = "def biggest(a):\n    return max([abs(x - y) for x, y in zip(a, a[1:])], default=0)\n"
 LOOP = """\
 def odd_squares(values):
@@ -121,6 +123,7 @@ def pair(instruction: str, code: str) -> Example:
         (pair(OTHER, RENAMED), "common", {"ast"}),
         (pair(OTHER, REWRITTEN), None, set()),  # three asserts alone prove little
         (pair(HINT, REWRITTEN), "common", {"functional"}),
+        (pair(PARAPHRASE, NARROWEST), None, set()),  # the form of the solution, but another result
         (pair(PARAPHRASE, CLEAN), None, set()),
         (pair(OTHER, CLEAN), None, set()),
         (Example(instruction=OTHER, response="No code here."), None, set()),
@@ -129,7 +132,7 @@ def pair(instruction: str, code: str) -> Example:
 def test_classes(
     references: References, functional: Functional, record: Example, kind: str | None, methods: set[str]
 ) -> None:
-    findings = classify(record, references, CONFIG, functional.passed(record))
+    findings = classify(record, references, CONFIG, functional.tried(record))
     assert verdict(findings) == kind
     assert {method for finding in findings for method in finding.methods} == methods
     assert {(finding.benchmark, finding.task) for finding in findings} <= {("humaneval", "Toy/0")}
@@ -137,7 +140,7 @@ def test_classes(
 
 def test_same_task_of_another_benchmark_is_found_too() -> None:
     both = References([reference_of("humaneval", TOWERS), reference_of("humaneval+", TOWERS)], {})
-    findings = classify(pair(PARAPHRASE, REWRITTEN), both, CONFIG, passed=[0])
+    findings = classify(pair(PARAPHRASE, REWRITTEN), both, CONFIG, Tried(passed=frozenset({0})))
     assert [(each.benchmark, each.kind, each.methods) for each in findings] == [
         ("humaneval", "leak", ("functional",)),
         ("humaneval+", "leak", ("functional",)),
@@ -234,7 +237,12 @@ def test_python_of_joins_blocks_that_parse() -> None:
     ],
 )
 def test_answers_are_judged_by_the_benchmark(functional: Functional, code: str, passed: list[int]) -> None:
-    assert functional.passed(pair(OTHER, code)) == passed
+    assert sorted(functional.tried(pair(OTHER, code)).passed) == passed
+
+
+def test_what_draws_at_random_is_judged_the_same_each_time(functional: Functional) -> None:
+    code = "import random\n\ndef f(values):\n    return [1, 9] if values and random.random() < 0.5 else []\n"
+    assert len({functional.tried(pair(OTHER, code)).passed for _ in range(12)}) == 1
 
 
 def test_asserts() -> None:

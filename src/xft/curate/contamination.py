@@ -10,7 +10,8 @@ left out (`ast`), or by passing the benchmark's tests (`functional`, see `functi
 
 Few asserts prove little: among a thousand problems one is passed by chance, such as a test of parity for some
 property of three numbers. So a pass of fewer than ENOUGH asserts counts only where a word or two of the statement is in
-the instruction.
+the instruction. And a solution that has the form or the text of a problem's but fails its tests is no match: benchmarks
+have problems that differ from common ones by a sign, such as the odd numbers of a list instead of the even ones.
 
 Where a benchmark's data are not at hand, the shipped hashes of HumanEval's and MBPP's ten-word runs are used; they do
 not say which problem a run is of, so any shared run counts as a leak.
@@ -94,6 +95,17 @@ class Reference:
     asserts: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """The numbers of the problems on whose tests an answer's functions were run."""
+
+    passed: frozenset[int] = frozenset()
+    failed: frozenset[int] = frozenset()
+
+
+NOTHING_TRIED = Tried()
+
+
 class References:
     """All problems of the benchmarks whose data are at hand, and the shipped hashes of the others."""
 
@@ -115,6 +127,10 @@ class References:
         self.weights = {word: math.log((1 + len(references)) / count) for word, count in frequency.items()}
         self.totals = [sum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
         self.sizes = np.array([len(reference.shapes) for reference in references])
+
+    def same_tasks(self, numbers: Iterable[int]) -> list[int]:
+        """Return these problems and those of other benchmarks with the same tasks: the plus sets'."""
+        return [same for number in numbers for same in self.by_task[self.all[number].problem.task_id]]
 
     def statement_score(self, number: int, words: frozenset[str]) -> float:
         """Return the weighted share of a problem's words among others."""
@@ -320,9 +336,9 @@ def python_of(record: Example) -> str:
 
 
 def classify(
-    record: Example, references: References, config: DecontaminateConfig, passed: Iterable[int] = ()
+    record: Example, references: References, config: DecontaminateConfig, tried: Tried = NOTHING_TRIED
 ) -> list[Finding]:
-    """Return the problems that a record matches; `passed` are those whose tests its answer passes."""
+    """Return the problems that a record matches."""
     runs = runs_of(record)
     shipped = [
         Finding(benchmark=name, task="", kind="leak", methods=("ngrams",), statement=0.0)
@@ -340,14 +356,17 @@ def classify(
     overlaps = references.form_overlaps(units_of(tree) if tree else [])
     for number in np.flatnonzero(overlaps >= config.ast).tolist():
         found.setdefault(number, set()).add("ast")
+    for number in references.same_tasks(tried.failed):
+        found.get(number, set()).difference_update(("ast", "ngrams-solution"))
     words = words_of(record.instruction)
-    for judged in map(references.all.__getitem__, passed):
-        for number in references.by_task[judged.problem.task_id]:  # the plus sets have the same tasks
-            if judged.asserts >= ENOUGH or references.statement_score(number, words) >= HINT:
+    for passed in tried.passed:
+        for number in references.same_tasks([passed]):
+            if references.all[passed].asserts >= ENOUGH or references.statement_score(number, words) >= HINT:
                 found.setdefault(number, set()).add("functional")
     findings = [
         _finding(references, number, methods, references.statement_score(number, words), config)
         for number, methods in sorted(found.items())
+        if methods
     ]
     return [*findings, *shipped]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xft.curate.contamination import Reference, References, python_of, words_of
+from xft.curate.contamination import Reference, References, Tried, python_of, words_of
 from xft.data.example import Example
 from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
 from xft.eval.benchmark import BENCHMARKS
@@ -41,7 +41,7 @@ REPLY_BYTES = 1 << 16
 SELECT = "\0select"
 PROBE = f"""
 def __xft_probe__(*arguments, _now={{}}):
-    import signal, time
+    import random, signal, time
 
     if arguments[0] == {SELECT!r}:
         _now.update(function=globals()[arguments[1]], seconds=arguments[2], left={CALLS} * arguments[2])
@@ -56,6 +56,7 @@ def __xft_probe__(*arguments, _now={{}}):
         raise Late
 
     began = time.process_time()
+    random.seed(0)
     try:
         signal.signal(signal.SIGPROF, late)
         signal.setitimer(signal.ITIMER_PROF, _now["seconds"])
@@ -68,7 +69,7 @@ def __xft_probe__(*arguments, _now={{}}):
     large = answer.bit_length() > 4096 if isinstance(answer, int) else hasattr(answer, "__len__") and len(answer) > 4096
     return (False, None) if large else (True, answer)
 """
-"""Calls the function that was selected last, as long as its time lasts."""
+"""Calls the function that was selected last, as long as its time lasts; draws at random are the same in each call."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -113,8 +114,8 @@ class Functional:
                 self.by_arity[len(checks[0].calls[0])].append(_Probe.of(number, checks[:1], FIRST_S))
                 self.by_name[reference.problem.entry_point].append(number)
 
-    def passed(self, record: Example) -> list[int]:
-        """Return the problems whose tests an answer passes.
+    def tried(self, record: Example) -> Tried:
+        """Run an answer's functions on the problems that take as many arguments.
 
         Raises:
             SandboxError: the sandbox failed; says nothing about the answer.
@@ -123,13 +124,15 @@ class Functional:
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)] if tree else []
         functions = functions[-MAX_FUNCTIONS:]
         if tree is None or not functions:
-            return []
+            return Tried()
         code = definitions(tree)
         wanted: dict[tuple[int, str], None] = {}
         for function in functions:
             wanted |= {(number, function.name): None for number in self.by_name.get(function.name, ())}
         wanted |= dict.fromkeys(self._agreeing(code, functions, words_of(record.instruction)))
-        return sorted({number for number, name in wanted if self._solves(number, name, code)})
+        passed = frozenset(number for number, name in wanted if self._solves(number, name, code))
+        tried = {probe.reference for function in functions for probe in self._fitting(function)}
+        return Tried(passed=passed, failed=frozenset(tried) - passed)
 
     def _solves(self, number: int, name: str, code: str) -> bool:
         """Tell whether a function passes all tests of a problem."""

@@ -243,15 +243,15 @@ def _decontaminate(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Du
 
 def compare_shard(job: CurateJob, item: tuple[Shard, NDArray[np.bool_]]) -> int:
     """Compare the wanted records of a shard with the benchmarks; return how many match one."""
-    from xft.curate.contamination import classify
+    from xft.curate.contamination import NOTHING_TRIED, classify
 
     assert job.config.decontaminate is not None
     shard, wanted = item
     references, functional = _compared(job.config.decontaminate, job.allow_unsafe)
     found = {}
     for place, record in kept_records(job, shard, wanted):
-        passed = functional.passed(record) if functional else ()
-        if findings := classify(record, references, job.config.decontaminate, passed):
+        tried = functional.tried(record) if functional else NOTHING_TRIED
+        if findings := classify(record, references, job.config.decontaminate, tried):
             found[place] = [asdict(finding) for finding in findings]
     write_json(_known(job.work / "contamination", shard), found)
     return len(found)
