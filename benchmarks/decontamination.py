@@ -1,39 +1,48 @@
 """Plant rewritten problems and count what decontamination finds; see what it flags in real data.
 
-    python benchmarks/decontamination.py DATA_DIR [--every N] [--clean FILE]
+    python benchmarks/decontamination.py DATA_DIR [--every N] [--teacher NAME] [--clean FILE]
 
-DATA_DIR has HumanEval.jsonl.gz and mbpp.jsonl. Each N-th problem of both becomes training pairs ("plants"), rewritten
-by rules, not by a model: statements get synonyms, another frame and no examples; solutions get new names, other loops,
-other conditions. A plant whose code no longer passes the problem's tests is left out. Thresholds are looked at on one
-half of the problems and reported on the other; the records of FILE, which are real data of mixed quality, show how
-many are flagged that nobody planted. With FILE, `flags.jsonl` gets a sample of what was flagged there, to be judged.
+DATA_DIR has HumanEval.jsonl.gz and mbpp.jsonl. Each N-th problem of both becomes training pairs ("plants"). By default
+they are rewritten by rules: statements get synonyms, another frame and no examples; solutions get new names, other
+loops, other conditions. With a teacher (a server's address, or a local model), that model words the statement and
+writes the solution anew; its answers are kept in XFT_CACHE. A plant whose code does not pass the problem's tests is
+left out. Thresholds are looked at on one half of the problems and reported on the other; the records of FILE, which are
+real data of mixed quality, show how many are flagged that nobody planted. `flags.jsonl` gets 200 of these with the
+problems, to be judged by a reader; `decontamination_judged.csv` has the judgements, a line for each record and problem:
+
+    task    the record asks for what the problem asks for, and does it
+    code    it holds the problem's solution, under words that ask for something else
+    chance  it does something else
+
+A leak with a problem of the first kind is right, and so is a common one with the first or second; the rest are false.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import csv
+import hashlib
 import json
 import os
-import random
-import re
-import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from plants import Planted, by_rules, by_teacher, chosen
 
 from xft.curate.config import CurateSource, DecontaminateConfig
 from xft.curate.contamination import (
     ENOUGH,
     HINT,
+    Finding,
     References,
     classify,
     load_references,
     python_of,
     runs_of,
-    solution_of,
     units_of,
     verdict,
     words_of,
@@ -41,166 +50,18 @@ from xft.curate.contamination import (
 from xft.curate.functional import Functional
 from xft.curate.read import plan_shards, read_shard
 from xft.data.example import Example
+from xft.eval.benchmark import BENCHMARKS
 from xft.eval.extract import parse
 from xft.eval.functions import LIBRARIES
 from xft.eval.sandbox import Sandbox
+from xft.fetch import cache_dir
 from xft.progress import track
+from xft.synth.teacher import open_teacher
 
-SYNONYMS = {
-    "return": "give back", "returns": "gives back", "write": "implement", "function": "routine", "given": "supplied",
-    "find": "determine", "check": "verify", "list": "sequence", "array": "sequence", "number": "value",
-    "numbers": "values", "string": "text", "strings": "texts", "integers": "whole numbers", "integer": "whole number",
-    "all": "every one of the", "sum": "total", "largest": "biggest", "smallest": "least", "maximum": "highest",
-    "minimum": "lowest", "elements": "items", "element": "item", "whether": "if", "count": "tally", "remove": "drop",
-    "sort": "order", "python": "plain", "input": "argument", "two": "a pair of", "first": "leading", "length": "size",
-    "calculate": "compute", "convert": "turn", "contains": "holds", "using": "by means of", "dictionary": "mapping",
-    "tuple": "record", "tuples": "records", "words": "terms", "word": "term", "characters": "letters",
-    "character": "letter", "equal": "identical", "between": "among", "only": "just", "true": "yes", "false": "no",
-}  # fmt: skip
-FRAMES = (
-    "I need some help. {0}",
-    "{0} Keep it short and readable, please.",
-    "As part of a larger program I have the following task: {0}",
-    "{0} Explain nothing, I want to see code.",
-)
-
-
-# --- rewriting --------------------------------------------------------------------------------------------------------
-
-
-def description(stub: str) -> str:
-    """Return a statement's words without imports, signature and examples."""
-    text = re.sub(r"^(?:from|import|def|assert|class) .*$", "", stub, flags=re.M)
-    text = re.split(r">>>|For example|Examples?:|e\.g\.", text.replace('"""', "").replace("'''", ""), maxsplit=1)[0]
-    return " ".join(text.split())
-
-
-def paraphrase(stub: str, chance: random.Random) -> str:
-    """Return a statement in other words: synonyms, sentences in another order, another frame."""
-    sentences = re.split(r"(?<=[.!?]) ", description(stub))
-    if len(sentences) > 2:
-        first, rest = sentences[0], sentences[1:]
-        chance.shuffle(rest)
-        sentences = [*rest, first]
-    words = " ".join(sentences).split(" ")
-    changed = [SYNONYMS.get(word.lower().strip(".,"), word) if chance.random() < 0.8 else word for word in words]
-    return chance.choice(FRAMES).format(" ".join(changed))
-
-
-class Rename(ast.NodeTransformer):
-    """Give functions, arguments and variables that a program defines other names."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        defined |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-        defined |= {
-            node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
-        self.names = {name: f"{'abcdefgh'[number % 8]}{number}" for number, name in enumerate(sorted(defined))}
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        """Rename a variable."""
-        node.id = self.names.get(node.id, node.id)
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        """Rename an argument, without its annotation."""
-        node.arg, node.annotation = self.names.get(node.arg, node.arg), None
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Rename a function, without its docstring and annotation."""
-        self.generic_visit(node)
-        node.name, node.returns = self.names.get(node.name, node.name), None
-        if ast.get_docstring(node) is not None and len(node.body) > 1:
-            node.body = node.body[1:]
-        return node
-
-
-class Restyle(ast.NodeTransformer):
-    """Say the same in another style: loops, comprehensions, conditions, assignments."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def fresh(self) -> str:
-        """Return a name that nothing has."""
-        self.count += 1
-        return f"tmp{self.count}"
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        """Write `x += y` out."""
-        if not isinstance(node.target, ast.Name):
-            return node
-        read = ast.Name(id=node.target.id, ctx=ast.Load())
-        return ast.Assign(targets=[node.target], value=ast.BinOp(left=read, op=node.op, right=node.value))
-
-    def visit_If(self, node: ast.If) -> ast.AST:
-        """Ask the opposite."""
-        self.generic_visit(node)
-        if node.orelse and not isinstance(node.orelse[0], ast.If):
-            return ast.If(test=ast.UnaryOp(op=ast.Not(), operand=node.test), body=node.orelse, orelse=node.body)
-        return node
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """Turn a comparison round."""
-        self.generic_visit(node)
-        turned = {
-            ast.Lt: ast.Gt,
-            ast.Gt: ast.Lt,
-            ast.LtE: ast.GtE,
-            ast.GtE: ast.LtE,
-            ast.Eq: ast.Eq,
-            ast.NotEq: ast.NotEq,
-        }
-        if len(node.ops) == 1 and type(node.ops[0]) in turned:
-            return ast.Compare(left=node.comparators[0], ops=[turned[type(node.ops[0])]()], comparators=[node.left])
-        return node
-
-    def visit_For(self, node: ast.For) -> ast.AST | list[ast.stmt]:
-        """Turn `for x in range(a, b)` and `for x in y` into while loops, where nothing jumps."""
-        self.generic_visit(node)
-        jumps = any(isinstance(child, ast.Continue | ast.Break) for child in ast.walk(node))
-        if node.orelse or jumps or not isinstance(node.target, ast.Name):
-            return node
-        index, items = self.fresh(), self.fresh()
-        text = (
-            f"{items} = list({ast.unparse(node.iter)})\n{index} = 0\n"
-            f"while {index} < len({items}):\n    {node.target.id} = {items}[{index}]\n    {index} = {index} + 1\n"
-        )
-        made = ast.parse(text).body
-        loop = made[-1]
-        assert isinstance(loop, ast.While)
-        loop.body += node.body
-        return made
-
-    def visit_Return(self, node: ast.Return) -> ast.AST | list[ast.stmt]:
-        """Write a list comprehension out as a loop."""
-        value = node.value
-        if not (isinstance(value, ast.ListComp) and len(value.generators) == 1 and not value.generators[0].is_async):
-            self.generic_visit(node)
-            return node
-        part, out = value.generators[0], self.fresh()
-        inner = f"{out}.append({ast.unparse(value.elt)})"
-        for test in reversed(part.ifs):
-            inner = f"if {ast.unparse(test)}:\n{textwrap.indent(inner, '    ')}"
-        loop = f"for {ast.unparse(part.target)} in {ast.unparse(part.iter)}:\n{textwrap.indent(inner, '    ')}"
-        return [*ast.parse(f"{out} = []\n{loop}").body, ast.Return(value=ast.Name(id=out, ctx=ast.Load()))]
-
-
-def rewritten(code: str, *, style: bool) -> str:
-    """Return code with other names, and in another style."""
-    tree = ast.parse(code)
-    if style:
-        tree = ast.fix_missing_locations(Restyle().visit(tree))
-    return ast.unparse(ast.fix_missing_locations(Rename(tree).visit(tree)))
-
-
-KINDS: dict[str, Callable[[str], str]] = {
-    "copied": lambda code: code,
-    "renamed": lambda code: rewritten(code, style=False),
-    "restyled": lambda code: rewritten(code, style=True),
-}
+JUDGED = Path(__file__).with_name("decontamination_judged.csv")
+SAMPLE = 200
+RIGHT = {"leak": {"task"}, "common": {"task", "code"}}
+"""Judgements of which a record of a class needs one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,29 +74,36 @@ class Plant:
     solution: float
     form: float
     functional: bool
+    refuted: bool
+    """Its code was run on the problem's tests and failed, by functional matching's own limits."""
     statement: float
 
 
-def plants(references: References, every: int) -> Iterator[tuple[int, str, Example]]:
-    """Yield the plants with their problem's number."""
-    chosen = [n for n, each in enumerate(references.all) if each.benchmark in ("humaneval", "mbpp")][::every]
-    for number in chosen:
-        problem = references.all[number].problem
-        code = solution_of(problem)
-        if parse(code) is None:
-            continue
-        for kind, rewrite in KINDS.items():
-            statement = paraphrase(problem.stub, random.Random(f"{problem.task_id} {kind}"))
-            yield number, kind, Example(instruction=statement, response=f"```python\n{rewrite(code)}\n```")
+def still_solves(planted: Planted, references: References, sandbox: Sandbox) -> bool:
+    """Tell whether one of a plant's functions passes its problem's tests, as the benchmark itself judges."""
+    reference, code = references.all[planted.number], python_of(planted.record)
+    functions = [node.name for node in getattr(parse(code), "body", []) if isinstance(node, ast.FunctionDef)]
+    programs = (f"{code}\n{reference.problem.entry_point} = {name}\n" for name in reversed(functions))
+    judge = BENCHMARKS[reference.benchmark].judge
+    return any(judge(reference.problem, program, sandbox).status == "passed" for program in programs)
 
 
-def observe(
-    number: int, kind: str, half: int, record: Example, references: References, functional: Functional
-) -> Plant:
+def taught(references: References, numbers: list[int], name: str) -> list[Planted]:
+    """Let a teacher rewrite problems, and give its memory back."""
+    store = cache_dir() / "answers"
+    teacher = open_teacher(name, model=None, style="auto", batch=32, backend="transformers", store=store)
+    made = list(by_teacher(references, numbers, teacher))
+    teacher.backend.close()
+    return made
+
+
+def observe(planted: Planted, half: int, references: References, functional: Functional) -> Plant:
     """Collect what speaks for a plant."""
+    number, kind, record = planted
     tree = parse(python_of(record))
     statement = references.statement_score(number, words_of(record.instruction))
     enough = references.all[number].asserts >= ENOUGH or statement >= HINT
+    tried = functional.tried(record)
     ngrams, solution = references.run_shares(runs_of(record)).get(number, (0.0, 0.0))
     return Plant(
         kind=kind,
@@ -243,7 +111,8 @@ def observe(
         ngrams=ngrams,
         solution=solution,
         form=float(references.form_overlaps(units_of(tree) if tree else [])[number]),
-        functional=enough and number in functional.passed(record),
+        functional=enough and number in tried.passed,
+        refuted=number in tried.failed,
         statement=statement,
     )
 
@@ -251,11 +120,9 @@ def observe(
 def found(plant: Plant, config: DecontaminateConfig, methods: str) -> bool:
     """Tell whether a plant is a leak by these methods alone."""
     by_words = "ngrams" in methods and plant.ngrams >= config.ngrams
-    solved = (
-        ("ngrams" in methods and plant.solution >= config.ngrams)
-        or ("ast" in methods and plant.form >= config.ast)
-        or ("functional" in methods and plant.functional)
-    )
+    alike = ("ngrams" in methods and plant.solution >= config.ngrams) or ("ast" in methods and plant.form >= config.ast)
+    ran = "functional" in methods
+    solved = (ran and plant.functional) or (alike and not (ran and plant.refuted))
     return by_words or (solved and plant.statement >= config.statement)
 
 
@@ -284,7 +151,7 @@ def report(seen: list[Plant], config: DecontaminateConfig) -> None:
     print(
         f"\nsecond half, thresholds of the configuration: {config.model_dump(include={'ngrams', 'ast', 'statement'})}"
     )
-    for kind in (*KINDS, "all"):
+    for kind in dict.fromkeys([*(plant.kind for plant in other), "all"]):
         own = [plant for plant in other if kind in (plant.kind, "all")]
         print(
             f"  {kind:9} leak {share(own, lambda plant: found(plant, config, 'ngrams ast functional'))}"
@@ -299,7 +166,7 @@ def report(seen: list[Plant], config: DecontaminateConfig) -> None:
 
 
 def flags(path: str, every: int, references: References, functional: Functional, config: DecontaminateConfig) -> None:
-    """Classify real records; print how many are flagged, write a sample of those."""
+    """Classify real records; print how many are flagged, write a sample of those and say what a reader thought."""
     source = CurateSource(path=path)
     records = [
         item
@@ -307,24 +174,49 @@ def flags(path: str, every: int, references: References, functional: Functional,
         for item in read_shard(shard, source, "pairs")
         if isinstance(item, Example)
     ][::every]
-    lines: list[dict[str, object]] = []
+    flagged: dict[str, tuple[str, list[Finding], Example]] = {}
     with track("real records", len(records)) as advance:
         for record in records:
-            findings = classify(record, references, config, functional.passed(record))
+            findings = classify(record, references, config, functional.tried(record))
             if kind := verdict(findings):
-                what = [
-                    f"{each.benchmark} {each.task} {each.kind} {','.join(each.methods)} {each.statement}"
-                    for each in findings
-                ]
-                lines.append(
-                    {"class": kind, "findings": what, "instruction": record.instruction, "response": record.response}
-                )
+                digest = hashlib.sha256(f"{record.instruction}\0{record.response}".encode()).hexdigest()[:12]
+                flagged[digest] = (kind, findings, record)
             advance(1)
-    leaks = sum(line["class"] == "leak" for line in lines)
-    print(f"\n{path}: of {len(records)} records {leaks} are leaks and {len(lines) - leaks} common")
-    sample = random.Random(0).sample(lines, min(200, len(lines)))
-    Path("flags.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample), encoding="utf-8")
-    print(f"flags.jsonl: {len(sample)} of them, drawn at random, to be judged by a person")
+    counts = Counter(kind for kind, _, _ in flagged.values())
+    print(f"\n{path}: of {len(records)} records {counts['leak']} are leaks and {counts['common']} common")
+    sample = sorted(flagged)[:SAMPLE]  # the least hashes: what a changed rule still flags stays a random sample
+    problems = {(each.benchmark, each.problem.task_id): each.problem for each in references.all}
+    with open("flags.jsonl", "w", encoding="utf-8") as file:
+        for digest in sample:
+            kind, findings, record = flagged[digest]
+            matches = [
+                asdict(each) | {"stub": problem.stub, "canonical": problem.canonical}
+                for each in findings
+                if (problem := problems.get((each.benchmark, each.task)))
+            ]
+            line = {"record": digest, "class": kind, "instruction": record.instruction, "response": record.response}
+            file.write(json.dumps(line | {"problems": matches}) + "\n")
+    print(f"flags.jsonl: {len(sample)} of them, to be judged by a reader")
+    report_judged({digest: flagged[digest][:2] for digest in sample})
+
+
+def report_judged(sample: dict[str, tuple[str, list[Finding]]]) -> None:
+    """Print how many of the flags a reader found to be false."""
+    with JUDGED.open(encoding="utf-8", newline="") as file:
+        judged = {(row["record"], row["task"]): row["judgement"] for row in csv.DictReader(file)}
+    for kind, right in RIGHT.items():
+        own = {digest: {each.task for each in findings} for digest, (each, findings) in sample.items() if each == kind}
+        known = {
+            digest: {judged[digest, task] for task in tasks}
+            for digest, tasks in own.items()
+            if all((digest, task) in judged for task in tasks)
+        }
+        false = [digest for digest, seen in known.items() if seen.isdisjoint(right)]
+        same = sum("task" in seen for seen in known.values())
+        print(
+            f"  {kind:6} {len(own)}, of which {len(known)} are judged: "
+            f"{len(false)} false ({len(false) / max(len(known), 1):.1%}), {same} ask for the same task"
+        )
 
 
 def main() -> None:
@@ -332,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("--every", type=int, default=1, help="use each n-th problem")
+    parser.add_argument("--teacher", help="server's address, or a local model: folder, hub or pypi name")
     parser.add_argument("--clean", help="JSONL of real pairs")
     parser.add_argument("--clean-every", type=int, default=1, help="use each n-th record of it")
     options = parser.parse_args()
@@ -339,22 +232,18 @@ def main() -> None:
     config = DecontaminateConfig()
     references, faults = load_references(config)
     print(f"{len(references.all)} problems; not at hand: {', '.join(faults) or 'none'}")
+    numbers = chosen(references, options.every)
+    planted = taught(references, numbers, options.teacher) if options.teacher else list(by_rules(references, numbers))
     with Sandbox(libraries=LIBRARIES) as sandbox:
         functional = Functional(references, sandbox)
-        planted = list(plants(references, options.every))
-        seen, broken = [], 0
-        order = {number: place for place, number in enumerate(dict.fromkeys(number for number, _, _ in planted))}
+        seen = []
         with track("plants", len(planted)) as advance:
-            for number, kind, record in planted:
-                plant = observe(number, kind, order[number] % 2, record, references, functional)
-                splits = any(number in numbers for numbers in functional.by_name.values())
-                doubtful = splits and kind != "copied" and not plant.functional
-                if doubtful and number not in functional.passed(record):
-                    broken += 1
-                else:
-                    seen.append(plant)
+            for each in planted:
+                if still_solves(each, references, sandbox):
+                    seen.append(observe(each, numbers.index(each.number) % 2, references, functional))
                 advance(1)
-        print(f"{len(planted)} plants of {len(order)} problems, {broken} left out since their code no longer passes")
+        left_out = len(planted) - len(seen)
+        print(f"{len(planted)} plants of {len(numbers)} problems, {left_out} left out since their code does not pass")
         report(seen, config)
         if options.clean:
             flags(options.clean, options.clean_every, references, functional, config)
