@@ -599,10 +599,13 @@ def litter() -> dict[str, object]:
     }
 
 
-def nothing_new(before: dict[str, Any]) -> bool:
-    """Tell whether a run left nothing; processes of earlier tests in this one may have ended meanwhile."""
+def new_since(before: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run has left; what other tests, in this process or beside it, had open may have ended meanwhile."""
     now: dict[str, Any] = litter()
-    return now.pop("processes") <= before["processes"] and all(now[what] == before[what] for what in now)
+    none_new = {what: set(now[what]) <= set(before[what]) for what in ("processes", "marked", "files")}
+    none_new |= {"descriptors": len(now["descriptors"]) <= len(before["descriptors"])}
+    none_new |= {"threads": now["threads"] <= before["threads"]}
+    return {what: (before[what], now[what]) for what in now if not none_new.get(what, now[what] == before[what])}
 
 
 def churn(box: Sandbox, few: bool) -> None:
@@ -634,7 +637,7 @@ def test_nothing_is_left_once_a_sandbox_is_closed(level, few, tmp_path, monkeypa
         assert call(box, RIGHT).status == "passed"
         assert call(box, WRONG).status == "wrong"
     gc.collect()
-    assert soon(lambda: nothing_new(before), seconds=20), (before["processes"], litter())
+    assert soon(lambda: not new_since(before), seconds=20), new_since(before)
     assert list(tmp_path.iterdir()) == []
 
 
