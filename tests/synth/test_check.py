@@ -61,6 +61,15 @@ def checked(
         return end.value, prompts
 
 
+def test_what_the_tests_need_is_kept_with_them(sandbox: Sandbox, tmp_path: Path) -> None:
+    plain, _ = checked(sandbox, tmp_path, GOOD, fenced(TESTS))
+    kept, _ = checked(sandbox, tmp_path, GOOD, fenced("from math import floor\n" + TESTS))
+    assert isinstance(plain, Draft) and isinstance(kept, Draft)
+    assert "setup" not in plain.meta
+    assert kept.meta["setup"] == "from math import floor"
+    assert kept.meta["tests"] == TESTS.split("\n")
+
+
 def test_a_right_solution_is_kept_with_the_tests_that_count(sandbox: Sandbox, tmp_path: Path) -> None:
     trivial = "assert callable(add)\nassert True\n"
     kept, prompts = checked(sandbox, tmp_path, GOOD, fenced(trivial + TESTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import reprlib
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xft.eval.asserts import Check
+from xft.eval.asserts import CannotSplitError, Check, split_asserts
 from xft.eval.benchmark import Judgement, Problem, Tool
 from xft.eval.extract import extract_program
 from xft.eval.sandbox.outcome import Call, Outcome, Returned
@@ -146,6 +147,27 @@ def shown(value: Any) -> str:
         return textwrap.shorten(_SHORT.repr(value), SHOWN, placeholder="...")
     except Exception:  # an int of too many digits, say
         return f"<{type(value).__name__}>"
+
+
+@functools.lru_cache(maxsize=4096)
+def split_tests(tests: str, entry_point: str) -> tuple[Check, ...]:
+    """Return the split asserts of a problem; none where they can't be split."""
+    try:
+        return split_asserts(tests, [entry_point])
+    except CannotSplitError:
+        return ()
+
+
+def judge_asserts(problem: Problem, code: str, sandbox: Sandbox, *, seconds: float) -> Judgement:
+    """Run a program against a problem's asserts, outside its process where they can be split.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+    if checks := split_tests(problem.tests, problem.entry_point):
+        return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=seconds))
+    outcome = sandbox.run(f"{code}\n{problem.tests}\n", seconds=seconds, memory_mb=MEMORY_MB)
+    return judgement(outcome, in_process=True)
 
 
 def judgement(outcome: Outcome, *, in_process: bool = False) -> Judgement:

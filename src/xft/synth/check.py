@@ -129,7 +129,7 @@ def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
     suite = testing.suite(answer.text, code)
     verdict = yield from _judged(language, code, suite, bench)
     if not verdict.reason:
-        return _passed(draft, verdict, "passed")
+        return _passed(draft, verdict, suite, "passed")
     if not config.repair:
         return _rejected(draft, verdict.reason, verdict.error, suite)
     prompt = render(
@@ -149,7 +149,7 @@ def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
     verdict = yield from _judged(language, code, suite, bench)
     if verdict.reason:
         return _rejected(draft, f"repair: {verdict.reason}", verdict.error, suite)
-    return _passed(replace(draft, response=solution), verdict, "repaired")
+    return _passed(replace(draft, response=solution), verdict, suite, "repaired")
 
 
 def _judged(language: str, code: str, suite: Suite, bench: Bench) -> Steps[Verdict]:
@@ -161,9 +161,10 @@ def _judged(language: str, code: str, suite: Suite, bench: Bench) -> Steps[Verdi
     return verdict
 
 
-def _passed(draft: Draft, verdict: Verdict, status: str) -> Draft:
+def _passed(draft: Draft, verdict: Verdict, suite: Suite, status: str) -> Draft:
     said: dict[str, Any] = {"status": status, "mutants": verdict.mutants, "killed": verdict.killed}
-    return replace(draft, meta={**draft.meta, "tests": list(verdict.counting), "check": said})
+    tests = {"tests": list(verdict.counting)} | ({"setup": suite.setup} if suite.setup else {})
+    return replace(draft, meta={**draft.meta, **tests, "check": said})
 
 
 def _rejected(draft: Draft, reason: str, error: str = "", suite: Suite | None = None) -> Reject:

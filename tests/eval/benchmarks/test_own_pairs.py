@@ -67,6 +67,14 @@ def test_a_class_is_found_and_tested_beside_the_candidate(own, sandbox):
     assert own.judge(problem, code.replace("pop()", "pop(0)"), sandbox).status == "failed"
 
 
+def test_what_tests_import_stands_beside_them(tmp_path, sandbox):
+    record = {**GOOD, "meta": {"tests": ["assert inc(floor(1.5)) == 2"], "setup": "from math import floor"}}
+    benchmark = write(tmp_path / "imports.jsonl", {key: value for key, value in record.items() if key != "tests"})
+    (problem,) = benchmark.problems()
+    assert benchmark.judge(problem, problem.canonical, sandbox).status == "passed"
+    assert benchmark.judge(problem, "def inc(n):\n    return n\n", sandbox).status != "passed"
+
+
 def test_a_candidate_can_forge_nothing_where_the_asserts_are_split(own, sandbox):
     problem = own.problems()[0]
     liar = "class Liar(list):\n    __eq__ = lambda *_: True\ndef double(_):\n    return Liar()\n"

@@ -136,10 +136,10 @@ def test_humaneval_is_judged_outside_the_candidate_but_for_four_problems(sandbox
 
 
 def test_all_of_mbpp_is_judged_outside_the_candidate():
-    from xft.eval.benchmarks.mbpp import split
+    from xft.eval.functions import split_tests
 
     for problem in problems_of(BENCHMARKS["mbpp"]):
-        assert split(problem.tests, problem.entry_point) or problem.tool != "python"
+        assert split_tests(problem.tests, problem.entry_point) or problem.tool != "python"
 
 
 def test_humaneval_is_asked_as_documented():

@@ -637,7 +637,7 @@ def test_nothing_is_left_once_a_sandbox_is_closed(level, few, tmp_path, monkeypa
         assert call(box, RIGHT).status == "passed"
         assert call(box, WRONG).status == "wrong"
     gc.collect()
-    assert soon(lambda: not new_since(before), seconds=20), new_since(before)
+    assert soon(lambda: not new_since(before)), new_since(before)
     assert list(tmp_path.iterdir()) == []
 
 

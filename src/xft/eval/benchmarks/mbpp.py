@@ -15,19 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xft.errors import DataError
-from xft.eval.asserts import CannotSplitError, Check, split_asserts
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
 from xft.eval.evalplus import LIMITS, PARTS, GroundTruth, Oracle, PlusTests, close, equal, judge_plus
 from xft.eval.extract import parse
-from xft.eval.functions import (
-    FENCE_STOP,
-    MEMORY_MB,
-    SPECIAL_STOPS,
-    FunctionBenchmark,
-    call_checks,
-    judgement,
-)
+from xft.eval.functions import FENCE_STOP, MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts
 from xft.prompts import PROMPTS
 
 if TYPE_CHECKING:
@@ -105,11 +97,7 @@ class Mbpp(FunctionBenchmark):
         Raises:
             SandboxError: the sandbox failed; says nothing about the program.
         """
-        checks = split(problem.tests, problem.entry_point)
-        if checks:
-            return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=SECONDS))
-        outcome = sandbox.run(f"{code}\n{problem.tests}\n", seconds=SECONDS, memory_mb=MEMORY_MB)
-        return judgement(outcome, in_process=True)
+        return judge_asserts(problem, code, sandbox, seconds=SECONDS)
 
     def _data(self) -> Rows:
         return read_rows(
@@ -153,15 +141,6 @@ def _parts(stub: str) -> tuple[str, str]:
     lines = stub.strip().strip('"').strip().split("\n")
     first = next(index for index, line in enumerate(lines) if line.startswith("assert "))
     return "\n".join(lines[:first]).strip(), "\n".join(lines[first:]).strip()
-
-
-@functools.cache
-def split(tests: str, entry_point: str) -> tuple[Check, ...]:
-    """Return the split asserts of a problem; none where the tests can't be split."""
-    try:
-        return split_asserts(tests, [entry_point])
-    except CannotSplitError:
-        return ()
 
 
 class MbppPlus(Mbpp):

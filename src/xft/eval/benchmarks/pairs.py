@@ -1,7 +1,7 @@
 """`pairs:FILE`: problems of one's own, pairs with tests out of a file, as `xft synth` writes them.
 
-A record has `instruction`, `response` (the reference) and `tests`, a list of asserts, there or in its `meta`. The
-instruction is put to the model as it stands.
+A record has `instruction`, `response` (the reference) and `tests`, a list of asserts, there or in its `meta`; beside
+them there may be `setup`, what the tests import or define. The instruction is put to the model as it stands.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from xft.data.sources import SUFFIXES, BadRecordError, read_records, to_example
 from xft.errors import DataError
-from xft.eval.asserts import CannotSplitError, Check, split_asserts
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.extract import FENCE, extract_program, parse, parseable_prefix
-from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, call_checks, judgement
+from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts
 from xft.prompts import PROMPTS
 from xft.recipe import PAIRS, folder_of
 
@@ -100,11 +99,7 @@ class Pairs(FunctionBenchmark):
         Raises:
             SandboxError: the sandbox failed; says nothing about the program.
         """
-        checks = _split(problem.tests, problem.entry_point)
-        if checks:
-            return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=SECONDS))
-        outcome = sandbox.run(f"{code}\n{problem.tests}\n", seconds=SECONDS, memory_mb=MEMORY_MB)
-        return judgement(outcome, in_process=True)
+        return judge_asserts(problem, code, sandbox, seconds=SECONDS)
 
     def _prove(self, sandbox: Sandbox) -> None:
         """See that every reference passes; one that was short of time is judged again, alone."""
@@ -156,10 +151,11 @@ def _problem(record: Any, where: str, task_id: str) -> Problem:
     """
     example = to_example(record, where, {})
     meta = example.meta.get("meta")
-    tests = example.meta.get("tests") or (meta.get("tests") if isinstance(meta, dict) else None)
-    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+    holder = example.meta if example.meta.get("tests") or not isinstance(meta, dict) else meta
+    tests, setup = holder.get("tests"), holder.get("setup", "")
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in (*tests, setup)):
         raise BadRecordError("no tests, a list of asserts, in the record or its meta")
-    text = "\n".join(tests)
+    text = "\n".join([setup, *tests] if setup else tests)
     if parse(text) is None:
         raise BadRecordError("its tests are not Python")
     for segment in FENCE.split(example.response):
@@ -194,15 +190,6 @@ def _called(tests: str, program: str) -> frozenset[str]:
 
 def _defined(program: str) -> frozenset[str]:
     return frozenset(_names(program))
-
-
-@functools.lru_cache(maxsize=4096)
-def _split(tests: str, entry_point: str) -> tuple[Check, ...]:
-    """Return the split asserts of a problem; none where the tests can't be split."""
-    try:
-        return split_asserts(tests, [entry_point])
-    except CannotSplitError:
-        return ()
 
 
 BENCHMARKS.register_prefix(PAIRS)(Pairs)
