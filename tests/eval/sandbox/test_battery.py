@@ -587,7 +587,8 @@ def litter() -> dict[str, object]:
     """Return all that a run might leave on the machine; other programs' files do not carry MARK."""
     here = Path("/proc/self")
     places = [Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock", "/dev", "/", Path.home())]
-    sysvipc = [Path("/proc/sysvipc", name).read_text().count("\n") for name in ("shm", "msg", "sem")]
+    kinds = {kind: Path("/proc/sysvipc", kind).read_text().splitlines()[1:] for kind in ("shm", "msg", "sem")}
+    sysvipc = [f"{kind} {' '.join(line.split()[:2])}" for kind, lines in kinds.items() for line in lines]  # key and id
     return {
         "mounts": here.joinpath("mountinfo").read_text(),
         "descriptors": sorted(os.listdir("/proc/self/fd")),
@@ -602,7 +603,7 @@ def litter() -> dict[str, object]:
 def new_since(before: dict[str, Any]) -> dict[str, Any]:
     """Return what a run has left; what other tests, in this process or beside it, had open may have ended meanwhile."""
     now: dict[str, Any] = litter()
-    none_new = {what: set(now[what]) <= set(before[what]) for what in ("processes", "marked", "files")}
+    none_new = {what: set(now[what]) <= set(before[what]) for what in ("processes", "marked", "files", "shared memory")}
     none_new |= {"descriptors": len(now["descriptors"]) <= len(before["descriptors"])}
     none_new |= {"threads": now["threads"] <= before["threads"]}
     return {what: (before[what], now[what]) for what in now if not none_new.get(what, now[what] == before[what])}
