@@ -123,6 +123,8 @@ class TuneConfig(Section):
     """Pairs per forward pass on one device."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate."""
+    routed_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the routed experts; by default lr (mixtures only)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning-rate decay after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.07
@@ -151,7 +153,7 @@ class TuneConfig(Section):
     """Minutes between resume points; 0 saves after every step."""
 
 
-MIXTURES_ONLY = ("train", "balance", "balance_loss", "z_loss", "average_experts")
+MIXTURES_ONLY = ("train", "routed_lr", "balance", "balance_loss", "z_loss", "average_experts")
 """Keys of the section tune that a dense model has no use for."""
 
 

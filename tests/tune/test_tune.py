@@ -227,6 +227,21 @@ def test_what_is_frozen_stays_to_the_bit(
         export(tmp_path / "all", out)
 
 
+def test_routed_experts_learn_at_a_rate_of_their_own(tiny_moe: Path, pairs: Path, tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by its rate, whatever the gradient."""
+    once = {"batch": 12, "micro_batch": 12, "optimizer": "adamw", "schedule": "constant", "warmup": 0.0, "clip": 0.0}
+    before = weights(tiny_moe)
+    for name, rate in {"slow": 1e-4, "fast": 4e-2}.items():
+        tune(job_of(tiny_moe, pairs, tmp_path / name, epochs=1, lr=1e-3, routed_lr=rate, **once), Meter())
+        for key, after in weights(tmp_path / name).items():
+            step = (after - before[key]).abs().max()
+            routed = ".experts." in key
+            assert step <= 1.01 * (rate if routed else 1e-3) + 1e-6, key
+            assert step >= 0.5 * (rate if routed else 1e-3) or not key.endswith("proj"), key
+        assert any(".experts." in key for key in before)
+    assert [line["lr"] for line in metrics(tmp_path / "fast")] == [1e-3]
+
+
 def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step \d+: .* lower tune.lr"):
         tune(job_of(tiny_dense, pairs, tmp_path / "out", lr=1e30, clip=0.0), Meter())

@@ -17,12 +17,16 @@ from xft.moe.layer import MoELayer, RouterOutput
 from xft.recipe import TuneConfig
 from xft.tune.loss import logits_of, response_hidden, summed_divergence, summed_loss
 
+ROUTED = ".experts."
+"""Stands in the name of every parameter of a routed expert, and of nothing else."""
+
 
 class ResponseTrainer(Trainer):
     """Trainer whose loss is the mean cross-entropy over the response tokens of an optimiser step.
 
     TRL's SFTTrainer drops the loss that a model returns and builds its own, so a mixture's balance loss has no place
-    there; here it is formed where the batch's mask is known. Overrides `compute_loss` and nothing else.
+    there; here it is formed where the batch's mask is known. Overrides `compute_loss`, and `create_optimizer` for the
+    routed experts' own learning rate.
     """
 
     # compute_loss divides by the tokens of the whole accumulated batch itself
@@ -39,6 +43,24 @@ class ResponseTrainer(Trainer):
         self.health = ExpertHealth()
         self.balance_sum, self.micro_batches = 0.0, 0
         self.step_tokens, self.step_positions = 0, 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return Trainer's optimiser, with the routed experts in groups of their own where they have a rate."""
+        optimizer = super().create_optimizer(model)
+        if self.config.routed_lr is None or not self.mixture:
+            return optimizer
+        owner = self.model if model is None else model
+        assert owner is not None
+        routed = {id(parameter) for name, parameter in owner.named_parameters() if ROUTED in name}
+        groups = []
+        for group in optimizer.param_groups:
+            parts: tuple[list[Any], list[Any]] = ([], [])
+            for parameter in group["params"]:
+                parts[id(parameter) in routed].append(parameter)
+            rates = group["lr"], self.config.routed_lr
+            groups += [group | {"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
+        optimizer.param_groups = groups
+        return optimizer
 
     def compute_loss(
         self,

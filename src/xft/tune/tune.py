@@ -47,7 +47,7 @@ from xft.tune.callbacks import (
     last_resume_point,
 )
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
-from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
+from xft.tune.trainer import ROUTED, ResponseTrainer, accumulation, training_arguments
 
 RESUME = "resume"
 
@@ -164,7 +164,7 @@ def train(job: TuneJob) -> None:
 
 def freeze(model: nn.Module, train: str) -> None:
     """Leave gradients to what the recipe's key `tune.train` names."""
-    parts = {"all": ("",), "experts": (".experts.", ".router."), "routers": (".router.",)}[train]
+    parts = {"all": ("",), "experts": (ROUTED, ".router."), "routers": (".router.",)}[train]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
 
