@@ -90,6 +90,7 @@ def new_router(hidden_size: int, layout: Layout, seed: int) -> Router:
         torch.manual_seed(seed)
         router = router_of(hidden_size, layout)
         initialise(router, std=0.0)
-        parts, scores_RI = layout.config.parts, router.scores.weight
-        scores_RI.copy_(scores_RI[::parts].repeat_interleave(parts, dim=0)[: len(scores_RI)])
+        if router.scores is not None:
+            parts, scores_RI = layout.config.parts, router.scores.weight
+            scores_RI.copy_(scores_RI[::parts].repeat_interleave(parts, dim=0)[: len(scores_RI)])
     return router

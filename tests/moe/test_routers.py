@@ -10,6 +10,7 @@ from torch import Tensor
 from xft.errors import RecipeError, UnknownNameError
 from xft.moe.routers import ROUTERS, RouterRule, Routing, split_counts
 
+GATED = sorted(name for name, rule in ROUTERS.items() if rule.gated)
 SIZES = [(routed, k) for routed in (1, 2, 5, 7) for k in range(1, routed + 1)]
 
 
@@ -19,7 +20,9 @@ def rule(request: Any) -> RouterRule:
 
 
 def routed_by(rule: RouterRule, logits_TR: Tensor, k: int, bias_R: Tensor | None = None) -> Routing:
-    """Route, with a bias of zero where the rule has one."""
+    """Route, with a bias of zero where the rule has one, and slice after slice where no gate decides."""
+    if not rule.gated:
+        return rule.route(torch.zeros_like(logits_TR), k, torch.arange(len(logits_TR)) % logits_TR.shape[1])
     if not rule.bias:
         return rule.route(logits_TR, k)
     return rule.route(logits_TR, k, torch.zeros(logits_TR.shape[1]) if bias_R is None else bias_R)
@@ -52,9 +55,10 @@ def test_each_token_keeps_k_different_experts_that_exist(rule: RouterRule, route
 
 
 @pytest.mark.parametrize(("routed", "k"), SIZES)
-def test_the_experts_with_the_largest_logits_are_kept_best_first(rule: RouterRule, routed: int, k: int) -> None:
+@pytest.mark.parametrize("name", GATED)
+def test_the_experts_with_the_largest_logits_are_kept_best_first(name: str, routed: int, k: int) -> None:
     logits_TR = torch.randn(64, routed, generator=torch.Generator().manual_seed(k))
-    assert torch.equal(routed_by(rule, logits_TR, k).ids_TK, logits_TR.argsort(-1, descending=True)[:, :k])
+    assert torch.equal(routed_by(ROUTERS[name], logits_TR, k).ids_TK, logits_TR.argsort(-1, descending=True)[:, :k])
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(ROUTERS) if ROUTERS[name].preserves_dense])
@@ -82,7 +86,7 @@ def test_rules_say_what_their_weights_sum_to(rule: RouterRule, routed: int, k: i
 
 @pytest.mark.parametrize(
     ("name", "routed", "k"),
-    [(name, *size) for name in sorted(ROUTERS) for size in SIZES if size[0] > 1 and size[1] >= ROUTERS[name].least],
+    [(name, *size) for name in GATED for size in SIZES if size[0] > 1 and size[1] >= ROUTERS[name].least],
 )
 def test_the_gradient_reaches_the_logits_of_every_token(name: str, routed: int, k: int) -> None:
     rule = ROUTERS[name]
@@ -95,8 +99,10 @@ def test_the_gradient_reaches_the_logits_of_every_token(name: str, routed: int, 
     assert (logits_TR.grad.abs().sum(-1) > 0).all()
 
 
+@pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize(("routed", "k"), SIZES)
-def test_scores_of_all_experts_sum_to_one_and_rank_them_as_the_logits_do(rule: RouterRule, routed: int, k: int) -> None:
+def test_scores_of_all_experts_sum_to_one_and_rank_them_as_the_logits_do(name: str, routed: int, k: int) -> None:
+    rule = ROUTERS[name]
     routing = routed_by(rule, some_logits(routed), k)
     torch.testing.assert_close(routing.scores_TR.sum(-1), torch.ones(len(routing.scores_TR)))
     assert torch.equal(routing.scores_TR[:64].argmax(-1), routing.ids_TK[:64, 0])
@@ -222,3 +228,13 @@ def test_a_certain_router_uses_one_expert_under_shared_renormalized() -> None:
 def test_an_unknown_rule_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown router 'top'; available: .*shared-normalized"):
         ROUTERS["top"]
+
+
+def test_slices_take_neighbouring_experts_evenly_and_all_where_none_is_known() -> None:
+    route = ROUTERS["slices"].route
+    known = route(torch.zeros(3, 4), 2, torch.tensor([0, 3, 1]))
+    assert known.ids_TK.tolist() == [[0, 1], [3, 0], [1, 2]]
+    assert known.routed_TK.unique().tolist() == [0.5]
+    unknown = route(torch.zeros(3, 4), 2)
+    assert unknown.ids_TK.tolist() == [[0, 1, 2, 3]] * 3
+    assert unknown.routed_TK.unique().tolist() == [0.25]

@@ -89,7 +89,7 @@ def test_it_is_stored_once_proved_and_left_out_of_the_merged_model(
 @pytest.mark.parametrize(
     ("layout", "router"),
     [(layout, name) for layout in LAYOUTS for name, rule in ROUTERS.items()
-     if layout != "split" or rule.apart or not rule.shared],
+     if rule.gated and (layout != "split" or rule.apart or not rule.shared)],
 )  # fmt: skip
 def test_it_is_a_gate_a_layer_with_equal_weights_in_logits_and_summed_gradients(
     router: str, layout: str, tiny_dense: Path, perturbed: Callable[..., Path], tmp_path: Path

@@ -242,6 +242,36 @@ def test_routed_experts_learn_at_a_rate_of_their_own(tiny_moe: Path, pairs: Path
     assert [line["lr"] for line in metrics(tmp_path / "fast")] == [1e-3]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_expert_learns_from_its_slice_alone(
+    checkpointing: bool, tiny_dense: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Other responses at odd places change what the second expert learns, and not a bit of the first."""
+    (tmp_path / "moe").mkdir()
+    upcycle(tiny_dense, tmp_path / "moe", UpcycleConfig(experts=2, active=1, router="slices"), seed=1)
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    odd = [line | ({"response": line["response"].replace("+", "-")} if at % 2 else {}) for at, line in enumerate(lines)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in odd))
+    config = {"train": "experts", "gradient_checkpointing": checkpointing, "optimizer": "adamw", "clip": 0.0}
+    for name, data in {"one": pairs, "two": tmp_path / "odd.jsonl"}.items():
+        tune(job_of(tmp_path / "moe", data, tmp_path / name, epochs=1, batch=12, micro_batch=1, **config), Meter())
+    one, two, before = (weights(tmp_path / name) for name in ("one", "two", "moe"))
+    stacks = [name for name in before if ".experts." in name]
+    assert stacks
+    for name in stacks:
+        assert torch.equal(one[name][0], two[name][0])
+        assert (one[name][1] - two[name][1]).abs().max() > 1e-3
+        assert (one[name] - before[name]).abs().amax((1, 2)).min() > 1e-3
+    assert metrics(tmp_path / "one")[-1]["experts"]["load"] == [[0.5, 0.5]] * 2
+
+
+def test_a_router_without_a_gate_can_not_be_all_that_learns(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "moe").mkdir()
+    upcycle(tiny_dense, tmp_path / "moe", UpcycleConfig(experts=2, active=1, router="slices"), seed=1)
+    with pytest.raises(RecipeError, match="leaves nothing to train: its router has no gate"):
+        tune(job_of(tmp_path / "moe", pairs, tmp_path / "out", train="routers"), Meter())
+
+
 def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step \d+: .* lower tune.lr"):
         tune(job_of(tiny_dense, pairs, tmp_path / "out", lr=1e30, clip=0.0), Meter())
@@ -258,6 +288,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "averaged": {"average_experts": 0.2},
     "tied gate": {"gate": "tied"},
     "adapters": {"gate": "tied", "layout": "adapter", "rank": 2, "train": "experts"},
+    "slices": {"router": "slices"},
     "choice bias": {"router": "deepseek-sigmoid"},
     "tied choice bias": {"router": "deepseek-sigmoid", "gate": "tied"},
 }

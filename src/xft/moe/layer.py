@@ -34,7 +34,12 @@ class RouterOutput(NamedTuple):
 
 
 class Router(nn.Module):
-    """Score the routed experts and apply the routing rule, in fp32 whatever the autocast."""
+    """Score the routed experts and apply the routing rule, in fp32 whatever the autocast.
+
+    Where the rule has no gate, `slice_T` says in training which slice of the data each of the T tokens is of.
+    """
+
+    slice_T: Tensor | None = None
 
     def __init__(
         self, hidden_size: int, routed: int, keep: int, *, rule: str, gate: str, noise: bool, parts: int = 1
@@ -42,15 +47,20 @@ class Router(nn.Module):
         """Make a router; `parts` neighbouring experts make a whole FFN and get the same noise, to be kept together."""
         super().__init__()
         self.rule = ROUTERS[rule]
-        self.keep, self.parts = keep, parts
-        self.hidden = nn.Linear(hidden_size, routed, bias=False) if gate == "mlp" else None
-        self.scores = nn.Linear(routed if gate == "mlp" else hidden_size, routed, bias=False)
-        self.noise = nn.Linear(hidden_size, routed, bias=False) if noise else None
+        self.routed, self.keep, self.parts = routed, keep, parts
+        gated, two = self.rule.gated, gate == "mlp"
+        self.hidden = nn.Linear(hidden_size, routed, bias=False) if gated and two else None
+        self.scores = nn.Linear(routed if two else hidden_size, routed, bias=False) if gated else None
+        self.noise = nn.Linear(hidden_size, routed, bias=False) if gated and noise else None
         self.bias_R: Tensor | None
         self.register_buffer("bias_R", torch.zeros(routed) if self.rule.bias else None)
 
     def forward(self, x_TD: Tensor) -> RouterOutput:
         """Route T tokens; noise is added in training only."""
+        if self.scores is None:
+            logits_TR = x_TD.new_zeros(len(x_TD), self.routed, dtype=torch.float32)
+            routing = self.rule.route(logits_TR, self.keep, self.slice_T if self.training else None)
+            return RouterOutput(routing, logits_TR, logits_TR, None)
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.float()
             h_T = x_TD if self.hidden is None else torch.tanh(F.linear(x_TD, self.hidden.weight.float()))

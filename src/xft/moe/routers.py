@@ -1,4 +1,4 @@
-"""ROUTERS: rules that turn gate logits into weights for the shared and the routed experts.
+"""ROUTERS: rules that turn gate logits, or slices of the data, into weights for the shared and the routed experts.
 
 To add a rule, register a function here; `tests/moe/test_routers.py` then checks its laws.
 
@@ -36,7 +36,7 @@ class RouterRule:
     """A routing rule and what it promises."""
 
     route: Callable[..., Routing]
-    """Gets logits (T, R) and K; where there is a `bias`, that (R,) too."""
+    """Gets logits (T, R) and K, with a `bias` that (R,) too; without a gate zeros for logits, in training `slice_T`."""
     preserves_dense: bool
     """Weights sum to 1 for every token, so an upcycled model equals its dense parent."""
     shared: bool
@@ -49,6 +49,8 @@ class RouterRule:
     """Routed experts that must be kept for the router to learn."""
     bias: bool = False
     """A bias for each expert, moved against its load after each step, takes part in the choice of experts."""
+    gated: bool = True
+    """A gate scores the experts. Otherwise there is none, and the training example that a token is of decides."""
 
 
 ROUTERS: Registry[RouterRule] = Registry("router")
@@ -126,6 +128,19 @@ def deepseek_sigmoid(logits_TR: Tensor, k: int, bias_R: Tensor) -> Routing:
     return Routing(torch.ones_like(top_TK[:, 0]), _shares(top_TK), ids_TK, _shares(scores_TR))
 
 
+def slices(logits_TR: Tensor, k: int, slice_T: Tensor | None = None) -> Routing:
+    """Give a token the k experts from its example's slice of the data on, evenly; all experts, where no slice is known.
+
+    With k = 1 every expert learns from a slice of its own, as the models of branch-train-merge do (arXiv 2208.03306).
+    """
+    routed = logits_TR.shape[1]
+    kept = torch.arange(routed if slice_T is None else k, device=logits_TR.device)
+    first_T = kept.new_zeros(len(logits_TR)) if slice_T is None else slice_T
+    ids_TK = (first_T[:, None] + kept) % routed
+    weights_TK = torch.full(ids_TK.shape, 1 / len(kept), dtype=torch.float32, device=logits_TR.device)
+    return Routing(torch.zeros_like(weights_TK[:, 0]), weights_TK, ids_TK, logits_TR.float().softmax(-1))
+
+
 def _softmax_top(logits_TR: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the softmax over all experts, its k largest values, and whose they are."""
     p_TR = logits_TR.float().softmax(-1)
@@ -149,5 +164,6 @@ for _name, _rule in {
     "deepseek-sigmoid": RouterRule(
         route=deepseek_sigmoid, preserves_dense=False, shared=True, normalized=True, apart=True, least=2, bias=True
     ),
+    "slices": RouterRule(route=slices, preserves_dense=True, shared=False, normalized=True, gated=False),
 }.items():
     ROUTERS.register(_name)(_rule)

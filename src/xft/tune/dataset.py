@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Row:
     tokens: list[int]
     prompt: int
     cut: bool
+    number: int = 0
+    """Its place among the pairs, by which data are cut into slices."""
 
     @property
     def trained(self) -> int:
@@ -51,7 +53,7 @@ def encode_all(
         DataError: no row is left.
     """
     rows = [encode(example, tokenizer, style, max_length) for example in examples]
-    kept = [row for row in rows if row.trained > 0]
+    kept = [replace(row, number=number) for number, row in enumerate(row for row in rows if row.trained > 0)]
     if not kept:
         raise DataError(f"no example has a response within max_length={max_length} tokens; raise it")
     counts = {"rows": len(kept), "cut": sum(row.cut for row in kept), "dropped": len(rows) - len(kept)}
@@ -98,6 +100,8 @@ class Collator:
     """Pad rows on the right to a rectangle."""
 
     pad: int
+    numbered: bool = False
+    """Tell the rows' numbers too, as `numbers` (B,)."""
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         """Return input_ids, attention_mask and labels, (B, S); prompt and padding carry the ignored label."""
@@ -110,4 +114,5 @@ class Collator:
             ids[number, : len(tokens)] = tokens
             mask[number, : len(tokens)] = 1
             labels[number, row.prompt : len(tokens)] = tokens[row.prompt :]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return batch | ({"numbers": torch.tensor([row.number for row in rows])} if self.numbered else {})

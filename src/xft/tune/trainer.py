@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from xft.errors import DivergedError, RecipeError
 from xft.moe.balance import ExpertHealth, balance_loss, record_routers, z_loss
 from xft.moe.layer import MoELayer, RouterOutput
+from xft.moe.slices import assign_slices, ungated
 from xft.recipe import TuneConfig
 from xft.tune.loss import logits_of, response_hidden, summed_divergence, summed_loss
 
@@ -40,6 +41,7 @@ class ResponseTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         assert self.model is not None
         self.mixture = any(isinstance(module, MoELayer) for module in self.model.modules())
+        self.ungated = ungated(self.model)
         self.health = ExpertHealth()
         self.balance_sum, self.micro_batches = 0.0, 0
         self.step_tokens, self.step_positions = 0, 0
@@ -70,9 +72,10 @@ class ResponseTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this micro-batch's share of the step's loss."""
-        labels = inputs.pop("labels")
-        mask = inputs["attention_mask"]
+        labels, mask = inputs.pop("labels"), inputs["attention_mask"]
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if self.ungated:
+            assign_slices(self.ungated, inputs.pop("numbers"), mask.shape[1])
         recording: contextlib.AbstractContextManager[list[RouterOutput]]
         recording = record_routers(inner) if self.mixture else contextlib.nullcontext([])
         with recording as routed, self.accelerator.autocast():
@@ -87,10 +90,11 @@ class ResponseTrainer(Trainer):
         self.step_positions += int(mask.sum())
         if routed:
             balance = balance_loss(routed, mask, self.config.balance_loss)
-            penalty = self.config.balance * balance
-            if self.config.z_loss:
-                penalty = penalty + self.config.z_loss * z_loss(routed, mask)
-            loss = loss + penalty / self.current_gradient_accumulation_steps
+            if not self.ungated:  # nothing to learn from it
+                penalty = self.config.balance * balance
+                if self.config.z_loss:
+                    penalty = penalty + self.config.z_loss * z_loss(routed, mask)
+                loss = loss + penalty / self.current_gradient_accumulation_steps
             self.health.add(routed, mask.reshape(-1))
             self.balance_sum += float(balance.detach())
             self.micro_batches += 1

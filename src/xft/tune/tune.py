@@ -34,6 +34,7 @@ from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RecipeError, RunError
 from xft.memory import keep_heap_warm
 from xft.moe.mixture import Mixture, is_mixture
+from xft.moe.slices import ungated
 from xft.prompts import tokenizer_of
 from xft.recipe import TuneConfig
 from xft.stage import Meter, read_json, write_json
@@ -134,7 +135,9 @@ def train(job: TuneJob) -> None:
         model=model,
         args=arguments,
         train_dataset=OrderedRows(rows, order),
-        data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+        data_collator=Collator(
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0, numbered=bool(ungated(model))
+        ),
         config=config,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
@@ -163,10 +166,16 @@ def train(job: TuneJob) -> None:
 
 
 def freeze(model: nn.Module, train: str) -> None:
-    """Leave gradients to what the recipe's key `tune.train` names."""
+    """Leave gradients to what the recipe's key `tune.train` names.
+
+    Raises:
+        RecipeError: there is no such thing.
+    """
     parts = {"all": ("",), "experts": (ROUTED, ".router."), "routers": (".router.",)}[train]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"tune.train={train} leaves nothing to train: its router has no gate")
 
 
 def save_tuned(model: Any, source: Checkpoint, out: Path) -> float:

@@ -31,13 +31,14 @@ class Split(Layout):
     """Stacks of narrow FFNs; the shared experts are one FFN of their channels."""
 
     def __init__(self, config: UpcycleConfig, family: Family) -> None:
-        """Refuse routers that weigh shared experts against routed ones, which hold other channels here."""
+        """Refuse routers that divide weight or examples between experts which hold different channels here."""
         super().__init__(config, family)
-        if self.rule.shared and not self.rule.apart:
-            fitting = ", ".join(name for name, rule in ROUTERS.items() if rule.apart or not rule.shared)
+        fitting = [name for name, rule in ROUTERS.items() if rule.apart or (rule.gated and not rule.shared)]
+        if config.router not in fitting:
+            divides = "a weight of 1 between shared and routed experts" if self.rule.gated else "examples among experts"
             raise RecipeError(
-                f"the router {config.router} divides a weight of 1 between shared and routed experts, which with "
-                f"layout=split hold different channels, all of them needed; choose one of {fitting}"
+                f"the router {config.router} divides {divides}, which with layout=split hold different channels, all "
+                f"of them needed; choose one of {', '.join(fitting)}"
             )
 
     @property
