@@ -1,11 +1,11 @@
-"""Make the pairs and the problems in one folder; with `--base` another base too, which is kept where it is there."""
+"""Make the pairs, the problems and the strong base in one folder; with `--base` another base too, made only once."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from experiments.miniature import pairs, pretrain
+from experiments.miniature import pairs, pretrain, strong
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not (given.out / "train.jsonl").exists():
         pairs.main([str(given.out)])
+    strong.make(given.out)
     if given.base and not (given.out / "base" / "config.json").exists():
         pretrain.main([str(given.out / "base")])
 

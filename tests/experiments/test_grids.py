@@ -11,7 +11,7 @@ GRIDS = sorted((Path(__file__).parents[2] / "experiments").glob("*/[!r]*.yaml"))
 
 
 def test_there_are_grids():
-    assert {path.stem for path in GRIDS} >= {"methods", "first-look"}
+    assert {path.stem for path in GRIDS} >= {"methods", "first-look", "strong", "screen-rates"}
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
@@ -21,7 +21,7 @@ def test_a_grid_gives_its_cells_and_its_screening(path):
     cells = plan.confirmation({})
     assert len(cells) == len(grid.methods) * len(grid.seeds)
     assert {cell.recipe.eval.benchmarks[0].name for cell in cells} == {grid.endpoint}
-    assert "confirm" in grid.endpoint
+    assert ("screen" if path.stem.startswith("screen") else "confirm") in grid.endpoint
     for combination in plan.combinations():
         for method in grid.methods:
             tried = plan.screening(method, combination)
@@ -36,7 +36,8 @@ def epochs(cell):
     return recipe.tune.epochs + (recipe.merge.epochs if cell.row == "xft" else 0)
 
 
-def test_the_confirmation_takes_as_many_steps_for_all_methods_but_the_one_of_equal_flops():
-    plan = Plan(load_grid(next(path for path in GRIDS if path.stem == "methods")))
+@pytest.mark.parametrize("name", ["methods", "strong"])
+def test_the_confirmation_takes_as_many_steps_for_all_methods_but_the_one_of_equal_flops(name):
+    plan = Plan(load_grid(next(path for path in GRIDS if path.stem == name)))
     taken = {cell.method: epochs(cell) for cell in plan.confirmation({}) if cell.row != "base"}
     assert {method for method, number in taken.items() if number != 3} == {"sft-flops"}
