@@ -1,7 +1,7 @@
 """Tune the base on the first pairs, so that it is strong; the other pairs are left for the methods to compare.
 
-`python -m experiments.miniature.strong OUT` reads OUT/train.jsonl; it writes OUT/train-first.jsonl, OUT/train-rest.jsonl
-and the checkpoint OUT/strong.
+`python -m experiments.miniature.strong OUT` reads OUT/train.jsonl; it writes OUT/train-first.jsonl and
+OUT/train-rest.jsonl, and the checkpoint OUT/strong.
 """
 
 from __future__ import annotations
