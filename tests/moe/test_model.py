@@ -54,10 +54,15 @@ def python(code: str, *arguments: object) -> str:
     [
         "import xft, transformers",
         "import transformers.models.auto.modeling_auto, xft",
-        "import xft.upcycle",
-        "import xft, transformers.models.llama.modeling_llama",
-        "import xft, transformers.models.qwen3.modeling_qwen3, transformers.models.llama.modeling_llama",
         "import xft.families, transformers.models.llama.modeling_llama, xft.moe.model",
+        *(  # each starts a Python of its own, which takes 7 seconds
+            pytest.param(imports, marks=pytest.mark.slow)
+            for imports in (
+                "import xft.upcycle",
+                "import xft, transformers.models.llama.modeling_llama",
+                "import xft, transformers.models.qwen3.modeling_qwen3, transformers.models.llama.modeling_llama",
+            )
+        ),
     ],
 )
 def test_after_import_xft_a_mixture_loads_generates_saves_and_loads_again(
