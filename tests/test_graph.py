@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from xft.graph import Node, ancestors, bring_up_to_date, fingerprints
-from xft.stage import Meter, drop_files, read_manifest
+from xft.errors import BusyError
+from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to
+from xft.stage import Meter, Stage, drop_files, read_manifest
 
 
 class Toy:
@@ -97,3 +99,36 @@ def test_fingerprints_differ_from_the_first_changed_stage_on(toy: Toy) -> None:
     before, after = fingerprints(toy.nodes(), 1), fingerprints(toy.nodes(tune=1), 1)
     assert {name for name in before if before[name] != after[name]} == {"tune", "score"}
     assert set(fingerprints(toy.nodes(), 2).values()).isdisjoint(before.values())
+
+
+def test_several_may_add_to_a_run_and_one_alone_takes_away(toy: Toy) -> None:
+    nodes = toy.nodes()
+    with run_to_add_to(nodes, toy.out, 1), run_to_add_to(nodes, toy.out, 1):
+        with pytest.raises(BusyError), run_folder(toy.out):
+            pass
+        with pytest.raises(BusyError), run_to_add_to(toy.nodes(other=1), toy.out, 1):
+            pass  # the other `other` would be put aside
+    drop_files(toy.out / "tune", "model*")
+    with run_to_add_to(nodes, toy.out, 1), run_to_add_to(nodes, toy.out, 1):
+        pass
+    (toy.out / "score" / "summary.json").unlink()  # to be made again, from weights that must be made again
+    with run_to_add_to(nodes, toy.out, 1), pytest.raises(BusyError), run_to_add_to(nodes, toy.out, 1):
+        pass
+
+
+def test_a_stage_that_is_held_elsewhere_is_left_as_it_is(toy: Toy) -> None:
+    def refuse(stage: Stage) -> AbstractContextManager[None]:
+        if stage.name == "tune":
+            raise BusyError("elsewhere")
+        return nullcontext()
+
+    drop_files(toy.out / "base", "model*")
+    before = read_manifest(toy.out / "tune")
+    recipe = SimpleNamespace(seed=1, model_dump=lambda mode: {})
+    with pytest.raises(BusyError, match="elsewhere"):
+        bring_up_to_date(
+            toy.nodes(tune=1), toy.out, recipe, redo=False, confirm=lambda _: False, say=lambda _: None, hold=refuse
+        )
+    assert read_manifest(toy.out / "tune") == before
+    assert "dropped" not in (read_manifest(toy.out / "base") or {})  # the work before it is done
+    assert toy(toy.nodes(tune=1)) == {"tune": 1}  # the same content, so the score stands

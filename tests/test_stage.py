@@ -8,15 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xft.errors import RunError
-from xft.stage import Meter, Stage, folder_digest, read_manifest, run_stage, set_aside
+from xft import stage
+from xft.errors import BusyError, RunError
+from xft.stage import Meter, Stage, drop_files, folder_digest, locked, read_manifest, run_stage, set_aside
 
 Work = Callable[[Path, Meter], None]
 
@@ -250,3 +253,40 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"damaged .* move its folder away and run again") as caught:
         run_stage(tmp_path / "out", stage_of(refuse))
     assert str(caught.value).startswith(str(path))
+
+
+def test_files_that_are_dropped_while_a_manifest_is_read_do_not_count_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(tmp_path / "out", stage_of(write()))
+    real, waiting = stage.read_json, [lambda: drop_files(tmp_path / "out", "result*")]
+
+    def interrupted(path: Path, default: Any) -> Any:
+        tree = real(path, default)
+        if waiting:
+            waiting.pop()()
+        return tree
+
+    monkeypatch.setattr(stage, "read_json", interrupted)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest["dropped"] == ["result.txt"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"dropped": []}))
+    waiting.append((tmp_path / "out" / "manifest.json").unlink)
+    assert read_manifest(tmp_path / "out") is None
+
+
+def test_a_lock_is_shared_or_held_alone_and_can_be_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    refused = pytest.raises(BusyError, match="another process is writing here")
+    with locked(path, shared=True), locked(path, shared=True), refused, locked(path):
+        pass
+    refused = pytest.raises(BusyError, match=f"process {os.getpid()} is writing here")
+    with locked(path), refused, locked(path, shared=True):
+        pass
+    with ExitStack() as other:
+        other.enter_context(locked(path))
+        threading.Timer(0.2, other.close).start()
+        began = time.monotonic()
+        with locked(path, wait=60):
+            assert time.monotonic() - began > 0.1

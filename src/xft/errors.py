@@ -6,6 +6,7 @@ XftError                 the command line prints one line and exits with 2
 ├── CheckpointError      a model is missing, truncated, of an unknown family, or holds NaN
 │   └── ProofError       an upcycled model does not compute what its dense parent computes
 ├── RunError             a run directory is locked, holds something else, or needs a decision
+│   └── BusyError        another process is writing there
 ├── FetchError           something that must come from a registry or a hub could not be had
 ├── MissingExtraError    an optional dependency is not installed
 ├── DivergedError        a non-finite loss or gradient; the message has the step
@@ -47,6 +48,10 @@ class ProofError(CheckpointError):
 
 class RunError(XftError):
     """Report a run directory or an output folder that cannot be written as asked."""
+
+
+class BusyError(RunError):
+    """Report a folder that another process holds."""
 
 
 class FetchError(XftError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from xft.stage import Meter, Stage, aside_of, locked, read_manifest, run_stage, 
 
 Make = Callable[[Path, Stage], dict[str, Any]]
 """Makes a folder and returns its manifest, as `run_stage` does."""
+
+Hold = Callable[[Stage], AbstractContextManager[None]]
+"""Keeps others from a stage while it is made."""
 
 ASK_SECONDS = 600.0
 RECIPE = "recipe.yaml"
@@ -38,15 +41,36 @@ class Node:
 
 
 @contextmanager
-def run_folder(out: Path, sign: str = RECIPE) -> Iterator[None]:
+def run_folder(out: Path, sign: str = RECIPE, *, shared: bool = False, wait: float = 0.0) -> Iterator[None]:
     """Hold a run directory, made if need be; `sign` is the file that tells it from other folders.
 
+    `shared` and `wait` are those of `locked`.
+
     Raises:
-        RunError: another process is at it, or it holds something else.
+        BusyError: another process is at it.
+        RunError: it holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / sign).exists() and not (out / ".lock").exists():
         raise RunError(f"{out}: holds something else than a run; give another folder with --out")
-    with locked(out / ".lock"):
+    with locked(out / ".lock", shared=shared, wait=wait):
+        yield
+
+
+@contextmanager
+def run_to_add_to(nodes: Sequence[Node], out: Path, seed: int) -> Iterator[None]:
+    """Hold a run directory together with others that add to it; alone where something in it must go first.
+
+    Raises:
+        BusyError: another process is at it, and one of the two must be alone.
+    """
+    with run_folder(out, shared=True):
+        present = _present(nodes, out)
+        fitting = _fitting(nodes, out, seed)
+        stays = all(fitting.get(name, {}).get("key") == manifest["key"] for name, manifest in present.items())
+        if stays and not _wanted_again(nodes, fitting):
+            yield
+            return
+    with run_folder(out):
         yield
 
 
@@ -60,6 +84,7 @@ def bring_up_to_date(
     say: Callable[[str], None],
     prepare: Callable[[], None] = lambda: None,
     make: Make = run_stage,
+    hold: Hold = lambda _: nullcontext(),
 ) -> None:
     """Do what is not done yet, in the nodes' order, and write the resolved recipe beside it.
 
@@ -68,23 +93,27 @@ def bring_up_to_date(
     Raises:
         RunError: redoing needs the user's word.
     """
+    present = _present(nodes, out)  # looked up first: what others add meanwhile is not what no longer fits
     fitting = _fitting(nodes, out, recipe.seed)
-    emptied = [fitting.pop(name) for name in _wanted_again(nodes, fitting)]
-    _ask_before_redoing(nodes, out, fitting, redo, confirm, say)
+    emptied = {name: fitting.pop(name) for name in _wanted_again(nodes, fitting)}
+    _ask_before_redoing(present, out, fitting, redo, confirm, say)
     prepare()
-    for gone in emptied:
-        shutil.rmtree(next(place for place, found in _places(out, gone["stage"], gone["key"]) if found))
     (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     for number, node in enumerate(nodes, start=1):
         stage = stage_of(node, out, recipe.seed)
-        folder = out / node.name
-        manifest = _current(folder, stage)
-        if manifest is None:
-            say(f"[{number}/{len(nodes)}] {node.name}")
+        folder, said = out / node.name, f"[{number}/{len(nodes)}] {node.name}"
+        if node.name not in emptied and _is_made(folder, stage):
+            say(f"{said}: done before")
+            continue
+        with hold(stage):
+            if gone := emptied.get(node.name):
+                shutil.rmtree(next(place for place, found in _places(out, gone["stage"], gone["key"]) if found))
+            if _current(folder, stage):
+                say(f"{said}: done before")
+                continue
+            say(said)
             manifest = make(folder, stage)
-            say(f"[{number}/{len(nodes)}] {node.name}: {clock(manifest['wall_seconds'])}")
-        else:
-            say(f"[{number}/{len(nodes)}] {node.name}: done before")
+        say(f"{said}: {clock(manifest['wall_seconds'])}")
 
 
 def stage_of(node: Node, out: Path, seed: int) -> Stage:
@@ -98,19 +127,28 @@ def stage_of(node: Node, out: Path, seed: int) -> Stage:
     return Stage(name=node.name, config=node.config, inputs=inputs | node.outside, work=node.work, seed=seed)
 
 
-def _current(folder: Path, stage: Stage) -> dict[str, Any] | None:
-    """Return the manifest of a folder that is up to date; put another one aside, or bring a fitting one back."""
+def _is_made(folder: Path, stage: Stage) -> bool:
+    """Return whether a folder is up to date."""
     manifest = read_manifest(folder)
-    if manifest and manifest["key"] == stage.key:
-        return manifest
-    if manifest:
+    return manifest is not None and manifest["key"] == stage.key
+
+
+def _current(folder: Path, stage: Stage) -> bool:
+    """Return whether a folder is up to date; put another one aside, or bring a fitting one back."""
+    if _is_made(folder, stage):
+        return True
+    if manifest := read_manifest(folder):
         set_aside(folder, manifest["key"])
     earlier = aside_of(folder, stage.key)
-    kept = read_manifest(earlier)
-    if kept and kept["key"] == stage.key and not folder.exists():
+    if _is_made(earlier, stage) and not folder.exists():
         earlier.rename(folder)
-        return kept
-    return None
+        return True
+    return False
+
+
+def _present(nodes: Sequence[Node], out: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest of each finished stage, fitting or not."""
+    return {node.name: manifest for node in nodes if (manifest := read_manifest(out / node.name))}
 
 
 def _fitting(nodes: Sequence[Node], out: Path, seed: int) -> dict[str, dict[str, Any]]:
@@ -145,7 +183,7 @@ def _wanted_again(nodes: Sequence[Node], fitting: dict[str, dict[str, Any]]) -> 
 
 
 def _ask_before_redoing(
-    nodes: Sequence[Node],
+    present: Mapping[str, Mapping[str, Any]],
     out: Path,
     fitting: Collection[str],
     redo: bool,
@@ -153,8 +191,7 @@ def _ask_before_redoing(
     say: Callable[[str], None],
 ) -> None:
     """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
-    present = {node.name: read_manifest(out / node.name) for node in nodes if node.name not in fitting}
-    stale = {name: float(manifest["wall_seconds"]) for name, manifest in present.items() if manifest}
+    stale = {name: float(manifest["wall_seconds"]) for name, manifest in present.items() if name not in fitting}
     if not stale:
         return
     total = sum(stale.values())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xft import __version__
-from xft.errors import RunError, XftError
+from xft.errors import BusyError, RunError, XftError
 from xft.memory import peak_memory, release_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
@@ -27,6 +27,8 @@ BEGUN = "begun.json"
 NOT_HASHED = {MANIFEST, "metrics.jsonl", "statistics.json"}  # they hold times, which differ between equal runs
 WORTH_KEEPING = 60.0
 """Seconds of work that a stage which ends in an error leaves behind, for the next try to go on from."""
+POLL_SECONDS = 0.05
+"""Between two tries to get a lock."""
 MOST_SAID = 4
 """Differences that a message names."""
 VERSIONED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
@@ -149,11 +151,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     Files that were lost count as unfinished, those that `drop_files` deleted do not.
     """
-    manifest = read_json(folder / MANIFEST, None)
-    if manifest is None:
-        return None
-    kept = manifest["files"].keys() - manifest.get("dropped", [])
-    return dict(manifest) if all((folder / name).exists() for name in kept) else None
+    manifest, before = read_json(folder / MANIFEST, None), None
+    while manifest is not None and manifest != before:
+        kept = manifest["files"].keys() - manifest.get("dropped", [])
+        if all((folder / name).exists() for name in kept):
+            return dict(manifest)
+        before, manifest = manifest, read_json(folder / MANIFEST, None)  # another process may just have dropped them
+    return None
 
 
 def drop_files(folder: Path, pattern: str) -> None:
@@ -185,27 +189,37 @@ def aside_of(folder: Path, key: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the lock goes with the process, so a kill leaves none behind.
+def locked(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock file, alone or with all that share it; the lock goes with the process, so a kill leaves none behind.
+
+    `wait` is for how many seconds to try.
 
     Raises:
-        RunError: another process holds it, or its folder can't be made.
+        BusyError: another process holds it.
+        RunError: its folder can't be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+")
     except OSError as error:
         raise RunError(f"{path.parent}: can't be written ({error.strerror}: {error.filename})") from None
+    deadline = time.monotonic() + wait
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise RunError(f"{path.parent}: process {holder} is writing here; wait for it, or stop it first") from None
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
+                    continue
+                handle.seek(0)
+                holder = f"process {number}" if (number := handle.read().strip()) else "another process"
+                raise BusyError(f"{path.parent}: {holder} is writing here; wait for it, or stop it first") from None
         handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        if not shared:
+            handle.write(str(os.getpid()))
+            handle.flush()
         yield
 
 

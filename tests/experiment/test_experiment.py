@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from toy_grid import command, grid_of, weights
 
 from xft.errors import RunError
 from xft.experiment import execute
@@ -24,26 +23,6 @@ from xft.stage import Stage, read_manifest
 
 DELTA = {"upcycle.layout": "delta", "upcycle.rank": 2}
 DIVERGES = {"tune.clip": 0, "sft.lr": 1e30}
-
-
-@pytest.fixture(scope="module")
-def common(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of the smallest runs: a step or two of training, a handful of losses, no samples."""
-    pairs = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    lines = [{"instruction": f"Add {n}.", "response": f"def add(a):\n    return a + {n}"} for n in range(12)]
-    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    small = {"data.heldout": 4, "data.train": 8, "tune.epochs": 1, "eval.benchmarks": []}
-    return {"base": str(tiny_dense), "data": str(pairs), **small}
-
-
-def grid_of(common: dict[str, Any], folder: Path, **changes: Any) -> Path:
-    """Write a grid of SFT and XFT with two seeds, with changes."""
-    methods = {"sft": {"row": "sft"}, "xft": {"row": "xft"}}
-    tree = {"name": "toy", "recipe": "tiny", "seeds": [1, 2], "methods": methods, "baseline": "sft", "set": common}
-    folder.mkdir(exist_ok=True)
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(tree | changes))
-    return path
 
 
 class Counted:
@@ -76,12 +55,6 @@ class Counted:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return Counted(monkeypatch)
-
-
-def weights(out: Path) -> set[str]:
-    """Name the stages that have weights of their own."""
-    found = [path for path in out.rglob("model*.safetensors") if not path.is_symlink()]
-    return {str(path.parent.relative_to(out)) for path in found}
 
 
 def test_two_methods_and_two_seeds_share_what_they_can(
@@ -259,10 +232,6 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
     with pytest.raises(RunError, match="holds something else"):
         counted(grid_of(common, tmp_path / "grid"), out)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
-
-
-def command(grid: Path, out: Path) -> list[str]:
-    return [sys.executable, "-c", "from xft.cli import main; main()", "experiment", str(grid), "--out", str(out)]
 
 
 @pytest.mark.slow

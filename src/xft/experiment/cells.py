@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from xft.experiment.plan import Cell
 from xft.recipe import folder_of
 from xft.report.collect import cost_of, made_by, stage_at
 from xft.report.contents import Cost
-from xft.stage import read_json, write_json
+from xft.stage import locked, read_json, write_json
 
-GRID, CELLS = "grid.yaml", "cells.json"
+CELLS, LOCKS = "cells.json", ".locks"
 FREE = Cost(tokens=0.0, flops=0.0, wall_seconds=0.0, peak_memory=None)
 
 
@@ -30,9 +31,15 @@ def is_done(outcomes: Mapping[str, Mapping[str, Any]], cell: Cell) -> bool:
     return outcome.get("status") == "done" and outcome.get("recipe") == cell.recipe_hash
 
 
-def write_outcomes(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
-    """Write what became of each cell."""
-    write_json(out / CELLS, outcomes)
+def write_outcomes(out: Path, outcomes: Mapping[str, dict[str, Any]]) -> None:
+    """Write what became of some cells; what is known of others stays."""
+    with writing(out):
+        write_json(out / CELLS, {**read_outcomes(out), **outcomes})
+
+
+def writing(out: Path) -> AbstractContextManager[None]:
+    """Wait for one's turn to write what all processes write: notes, tables, the page. For short work only."""
+    return locked(out / LOCKS / "writing", wait=math.inf)
 
 
 def scored(out: Path, cell: Cell, measure: str) -> Path:

@@ -1,53 +1,60 @@
 """Make an experiment's cells, each as a run of the stages that its row needs; interrupted and resumed at will.
 
-A stage that another cell has made already is linked, not made again.
+A stage that another cell has made already is linked, not made again. Several processes share the cells: each takes what
+no other is at, and notes in cells.json what became of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xft.errors import XftError
-from xft.experiment.cells import GRID, is_done, read_cost, read_mean, read_outcomes, write_outcomes
+from xft.errors import BusyError, RunError, XftError
+from xft.experiment.cells import read_cost, read_mean, writing
 from xft.experiment.choice import Candidate, Choice, best, write_choices
-from xft.experiment.collect import Results
+from xft.experiment.collect import FAILED, Results
 from xft.experiment.config import Grid
+from xft.experiment.lines import Lines
 from xft.experiment.plan import RUNS, SCREENING, Cell, Combination, Plan
 from xft.experiment.report import write_results
-from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder
+from xft.experiment.session import Session, joined
+from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to
 from xft.pipeline import graph, look_up_names
-from xft.progress import clock
 from xft.stage import Stage, drop_files, read_manifest, run_stage
 
 WEIGHTS = "model*.safetensors"
 WRITE_SECONDS = 30.0
 """At least so long between two tables of what is known so far."""
+PAUSE = 2.0
+"""Seconds between two looks at whether other processes have made what cells here need."""
 
 
 def run(
     grid: Grid, out: Path, *, command: str, redo: bool, confirm: Callable[[str], bool], say: Callable[[str], None]
 ) -> Results:
-    """Bring an experiment's folder up to date; return what is known then.
+    """Bring an experiment's folder up to date, together with all processes that are at it; return what is known then.
 
     Meanwhile results.json, results.md and report/index.html tell what is known so far.
 
     Raises:
         RecipeError, UnknownNameError: a cell's recipe is wrong; found before anything is written.
-        RunError: another process is at it, or `out` holds something else.
+        RunError: other processes are at it with other work, or `out` holds something else.
     """
     bench = _Bench(grid, out, command, redo, confirm, say)
     candidates = bench.candidates()
-    bench.check({name: tries[0] for name, tries in candidates.items()})
-    with run_folder(out, GRID):
-        (out / GRID).write_text(yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    work = bench.check(candidates)
+    with joined(out, yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), work) as session:
+        bench.begin(session)
         choices = bench.choose(candidates)
         bench.work(bench.plan.confirmation({name: choice.chosen for name, choice in choices.items()}))
         return write_results(grid, out, command, bench.plan)
@@ -68,23 +75,30 @@ class _Bench:
         self.command = command
         self.grid, self.out, self.redo, self.confirm, self.say = grid, out, redo, confirm, say
         self.plan = Plan(grid)
-        self.outcomes = read_outcomes(out)
-        """What became of each cell, by its name."""
+        self.session: Session
+        self.lines: Lines
         self.graphs: dict[tuple[str, str], list[Node]] = {}
         """By run directory and the recipe's hash."""
         self.cells: list[Cell] = []
         """All of this start, those of the screening first."""
-        self.failed: dict[str, XftError] = {}
-        """What went wrong in this start, by the stage's key: methods that share a stage do not all try it again."""
-        self.seconds: list[float] = []
-        """What each cell took on which there was work."""
+        self.agreed: set[tuple[str, str]] = set()
+        """Cells, each with a question that the user said yes to."""
         self.written = time.monotonic()
-        self.total = self.number = 0
+        self.total = 0
 
-    def check(self, chosen: Mapping[str, Combination]) -> None:
-        """Make the plan of the experiment proper, so that what is wrong in it is found before any work."""
-        for cell in self.plan.confirmation(chosen):
-            self._needs(cell)
+    def check(self, candidates: Mapping[str, list[Combination]]) -> str:
+        """Make the plan, so that what is wrong in it is found before any work; return a hash of all it comes to."""
+        cells = self.plan.confirmation({method: tries[0] for method, tries in candidates.items()})
+        tried = [(method, each) for method, tries in candidates.items() if len(tries) > 1 for each in tries]
+        cells += [self.plan.screening(method, combination)[0] for method, combination in tried]
+        contents = {cell.name: self._needs(cell)[-1][1] for cell in cells}
+        # What matters of the recipe is in the contents; its path may differ from process to process.
+        tree = [self.grid.model_dump(mode="json", exclude={"recipe"}), contents]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+    def begin(self, session: Session) -> None:
+        """Start the work, and the clock."""
+        self.session, self.lines = session, Lines(self.say, session, self.total)
 
     def candidates(self) -> dict[str, list[Combination]]:
         """Return the combinations that make a difference to each method; one alone where nothing is to be chosen."""
@@ -111,7 +125,8 @@ class _Bench:
         }
         self.work([cell for each in tried.values() for cells in each for cell in cells])
         choices = {method: self._choice(candidates[method], tried.get(method, [])) for method in candidates}
-        write_choices(self.out, choices)
+        with writing(self.out):
+            write_choices(self.out, choices)
         return choices
 
     def _choice(self, combinations: list[Combination], tried: list[list[Cell]]) -> Choice:
@@ -120,8 +135,9 @@ class _Bench:
         by = self.grid.choose.by
         found = []
         for combination, cells in zip(combinations, tried, strict=True):
-            scores = {str(cell.seed): read_mean(self.out, cell, by) for cell in cells if self._done(cell)}
-            failures = {str(cell.seed): self.outcomes[cell.name]["reason"] for cell in cells if not self._done(cell)}
+            scores = {str(cell.seed): read_mean(self.out, cell, by) for cell in cells if self.session.done(cell)}
+            failed = [cell for cell in cells if not self.session.done(cell)]
+            failures = {str(cell.seed): self.session.outcomes[cell.name]["reason"] for cell in failed}
             failures |= {seed: f"{by} was not scored" for seed, score in scores.items() if score is None}
             found.append(
                 Candidate(
@@ -136,65 +152,86 @@ class _Bench:
         )  # fmt: skip
 
     def work(self, cells: Sequence[Cell]) -> None:
-        """Make cells, one after another; a failure is noted, and the others are made."""
+        """Make cells, until this or another process has done each or failed at it."""
         self.cells += cells
-        for cell in cells:
-            left = statistics.fmean(self.seconds) * (self.total - self.number) if self.seconds else None
-            self.number += 1
-            self.say(f"[{self.number}/{self.total}] {cell.name}{f', about {clock(left)} left' if left else ''}")
-            began = time.monotonic()
-            worked = self._make_cell(cell)
-            write_outcomes(self.out, self.outcomes)
-            self._drop_weights()
-            if worked:
-                self.seconds.append(time.monotonic() - began)
-            if time.monotonic() - self.written > WRITE_SECONDS:
-                write_results(self.grid, self.out, self.command, self.plan)
-                self.written = time.monotonic()
+        self.lines.number(cells)
+        while left := self.session.unsettled(cells):
+            busy = [cell for cell in left if not self._take(cell)]
+            if len(busy) == len(left):
+                self.lines.wait_for(busy)
+                time.sleep(PAUSE)
 
-    def _done(self, cell: Cell) -> bool:
-        return is_done(self.outcomes, cell)
-
-    def _make_cell(self, cell: Cell) -> bool:
-        """Bring a cell up to date, note what became of it, and return whether a stage was worked on."""
+    def _take(self, cell: Cell) -> bool:
+        """Bring a cell up to date and note what became of it; return False where another process is in the way."""
+        if not self.session.unsettled([cell]):
+            return True
         folder, target = self.out / cell.folder, f"eval/{cell.row}"
-        worked: list[str] = []
+        worked = False
 
         def make(place: Path, stage: Stage) -> dict[str, Any]:
-            if twin := self._twin(place, stage):
-                return _link(twin, place)
-            worked.append(stage.name)
-            return self._make_stage(place, stage)
+            nonlocal worked
+            if linked := self._link_twin(place, stage):
+                return linked
+            worked = True
+            return self._make_stage(cell, place, stage)
 
         try:
-            with run_folder(folder):
+            nodes = ancestors(self._graph(cell), target)
+            with run_to_add_to(nodes, folder, cell.recipe.seed):
                 bring_up_to_date(
-                    ancestors(self._graph(cell), target), folder, cell.recipe, redo=self.redo, confirm=self.confirm,
-                    say=lambda line: None if line.startswith("[") else self.say(f"  {line}"), make=make,
+                    nodes, folder, cell.recipe, redo=self.redo, confirm=partial(self._confirmed, cell),
+                    say=lambda line: None if line.startswith("[") else self.lines.about(cell, line, once=True),
+                    make=make, hold=self.session.making,
                 )  # fmt: skip
-            outcome = {"status": "done", "key": (read_manifest(folder / target) or {})["key"]}
+                key = (read_manifest(folder / target) or {})["key"]
+            self.lines.about(cell)
+            self.session.note(cell, {"status": "done", "key": key, "worked": worked})
+        except BusyError:
+            self.lines.put_off(cell)
+            return False
         except XftError as error:
-            self.say(f"  failed: {error}")
-            outcome = {"status": "failed", "reason": str(error)}
-        self.outcomes[cell.name] = outcome | {"recipe": cell.recipe_hash}
-        return bool(worked)
+            self.lines.about(cell, f"failed: {error}")
+            if self.session.unsettled([cell]):  # else `_make_stage` has noted it
+                self.session.note(cell, {"status": FAILED, "reason": str(error), "worked": worked})
+        self.lines.worked += worked
+        self._drop_weights()
+        if time.monotonic() - self.written > WRITE_SECONDS:
+            # What another process has put aside, to make it anew, is back for the last table; that one tells of damage.
+            with contextlib.suppress(FileNotFoundError, XftError):
+                write_results(self.grid, self.out, self.command, self.plan)
+            self.written = time.monotonic()
+        return True
 
-    def _make_stage(self, place: Path, stage: Stage) -> dict[str, Any]:
-        if error := self.failed.get(stage.key):
-            raise error
-        self.say(f"  {stage.name}")
+    def _confirmed(self, cell: Cell, question: str) -> bool:
+        """Ask the user, once: a cell that is put off does not ask again."""
+        if (cell.name, question) not in self.agreed and self.confirm(question):
+            self.agreed.add((cell.name, question))
+        return (cell.name, question) in self.agreed
+
+    def _make_stage(self, cell: Cell, place: Path, stage: Stage) -> dict[str, Any]:
+        if reason := self.session.failure(stage):
+            raise RunError(reason)
+        self.lines.about(cell, stage.name)
         try:
             return run_stage(place, stage)
-        except XftError as error:
-            self.failed[stage.key] = error
+        except BusyError:
+            raise
+        except XftError as error:  # noted before another process can try the stage
+            self.session.note(cell, {"status": FAILED, "reason": str(error), "stage": stage.key, "worked": True})
             raise
 
-    def _twin(self, place: Path, stage: Stage) -> Path | None:
-        """Return a finished folder of the same stage in another cell, with all its files."""
-        for folder in (*self.out.glob(f"{RUNS}/*/*"), *self.out.glob(f"{SCREENING}/*/*/*")):
-            manifest = read_manifest(folder / stage.name) if folder / stage.name != place else None
-            if manifest and manifest["key"] == stage.key and not manifest.get("dropped"):
-                return folder / stage.name
+    def _link_twin(self, place: Path, stage: Stage) -> dict[str, Any] | None:
+        """Link a finished folder of the same stage in another cell, if there is one with all its files.
+
+        Raises:
+            BusyError: another process is at that cell, and may put the folder aside.
+        """
+        for run in (*self.out.glob(f"{RUNS}/*/*"), *self.out.glob(f"{SCREENING}/*/*/*")):
+            twin = run / stage.name
+            if twin != place and _is_whole(twin, stage.key):
+                with run_folder(run, shared=True):
+                    if _is_whole(twin, stage.key):
+                        return _link(twin, place)
         return None
 
     def _graph(self, cell: Cell) -> list[Node]:
@@ -213,11 +250,20 @@ class _Bench:
         """Delete the weights of finished cells which no other cell needs, if the grid says so."""
         if self.grid.keep == "all":
             return
-        needed = {content for cell in self.cells if not self._done(cell) for _, content in self._needs(cell)}
-        for cell in self.cells:
-            for name, content in self._needs(cell) if self._done(cell) else ():
-                if content not in needed:
-                    drop_files(self.out / cell.folder / name, WEIGHTS)
+        with writing(self.out):
+            unsettled = self.session.unsettled(self.cells)  # one that was done before may be being made anew
+            done = [cell for cell in self.cells if cell not in unsettled and self.session.done(cell)]
+            needed = {content for cell in self.cells if cell not in done for _, content in self._needs(cell)}
+            for cell in done:
+                for name, content in self._needs(cell):
+                    if content not in needed:
+                        drop_files(self.out / cell.folder / name, WEIGHTS)
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    """Return whether a folder is a finished stage with all its files."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest["key"] == key and not manifest.get("dropped")
 
 
 def _link(twin: Path, place: Path) -> dict[str, Any]:

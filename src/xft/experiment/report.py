@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xft.eval.over_seeds import Estimate, SeedDifference, least_p, seeds_for
+from xft.experiment.cells import writing
 from xft.experiment.collect import FAILED, Line, MethodResult, Results, collect
 from xft.experiment.config import HELDOUT, Grid
 from xft.experiment.plan import Plan, said
@@ -82,10 +83,11 @@ def write_results(grid: Grid, out: Path, command: str, plan: Plan | None = None)
         DataError, RunError: a file of a cell is damaged, or the report can't be written.
     """
     text = yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False)
-    results = collect(plan or Plan(grid), out, text, command)
-    write_json(out / RESULTS, asdict(results))
-    (out / TABLE).write_text(markdown(results), encoding="utf-8")
-    write_page(out / REPORT, render(results))
+    with writing(out):
+        results = collect(plan or Plan(grid), out, text, command)
+        write_json(out / RESULTS, asdict(results))
+        (out / TABLE).write_text(markdown(results), encoding="utf-8")
+        write_page(out / REPORT, render(results))
     return results
 
 
