@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from xft.errors import DivergedError, RunError
 from xft.experiment import execute
 from xft.experiment.collect import Results
 from xft.experiment.config import load_grid
+from xft.experiment.lines import Lines
 from xft.graph import Node, fingerprints, run_folder
 from xft.recipe import Recipe, shipped_recipes
 
@@ -233,6 +235,25 @@ def test_other_work_is_refused_while_one_is_at_it(common: dict[str, Any], toys: 
     assert settled == ["done"] * 4
     mine.write_text(mine.read_text().replace("lr: 1.0e-3", "lr: 1.0e-4"))
     assert [line.status for line in toys(grid, out).lines] == ["done"] * 4  # nobody is at it any more
+
+
+def test_the_time_left_is_at_the_pace_of_all_once_this_one_has_a_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said, noted = [1000.0], list[str](), [{"worked": True}, {"worked": False}]
+    monkeypatch.setattr("xft.experiment.lines.time.monotonic", lambda: now[0])
+    cells: list[Any] = [SimpleNamespace(name=name) for name in "abcd"]
+    lines = Lines(said.append, SimpleNamespace(settled=lambda: noted), 12)  # type: ignore[arg-type]
+    lines.number(cells)
+    noted += [{"worked": True}] * 2  # by others
+    lines.about(cells[0], "sft")
+    lines.put_off(cells[0])
+    lines.put_off(cells[1])  # of which nothing was said
+    now[0] += 100
+    noted += [{"worked": True}] * 2
+    lines.worked += 1
+    lines.about(cells[2])
+    lines.about(cells[2], "failed")
+    assert said == ["[1/12] a", "  sft", "  put off: another process is at what comes next",
+                    "[3/12] c, about 2:30 left", "  failed"]  # fmt: skip
 
 
 @pytest.fixture
