@@ -6,6 +6,7 @@ OUT/train-rest.jsonl, and the checkpoint OUT/strong.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,11 @@ def make(out: Path) -> None:
     lines = (out / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for name, part in {"first": lines[:FIRST], "rest": lines[FIRST:]}.items():
         (out / f"train-{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # sums, so the checkpoint, differ with the number of threads
     command = [sys.executable, "-m", "xft", "tune", str(Path(__file__).parent / "base"), str(out / "strong")]
-    done = subprocess.run([*command, "--data", str(out / "train-first.jsonl"), *OPTIONS.split()], check=False)
+    done = subprocess.run(
+        [*command, "--data", str(out / "train-first.jsonl"), *OPTIONS.split()], check=False, env=one_thread
+    )
     if done.returncode:
         raise SystemExit(done.returncode)
 
