@@ -326,6 +326,33 @@ def test_two_processes_equal_one(
         same_tuning(one, resumed, model)
 
 
+@pytest.mark.slow
+def test_no_worker_outlives_a_command_that_was_killed(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
+    job = job_of(tiny_dense, pairs, tmp_path / "out", epochs=500, micro_batch=2)
+    script = (
+        "import json, sys; from pathlib import Path; from xft.stage import Meter; from xft.tune.tune import *;"
+        "tune(TuneJob(**json.loads(sys.argv[1])), Meter(), processes=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(asdict(job))], stderr=subprocess.DEVNULL)
+
+    def workers() -> int:
+        lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+        return sum(str(tmp_path).encode() in line and b"xft.tune.tune" in line for line in lines)
+
+    def within(seconds: float, done: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + seconds
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return done()
+
+    log = tmp_path / "out" / "metrics.jsonl"
+    assert within(120, log.exists)
+    assert workers() >= 3  # the launcher and two workers
+    process.kill()
+    process.wait()
+    assert within(60, lambda: workers() == 0)
+
+
 def same_tuning(one: Path, two: Path, model: Path, *, still: bool = False) -> None:
     """Compare weights and logs; `still`: some weights are frozen."""
     wanted, ours = weights(one), weights(two)

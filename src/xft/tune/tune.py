@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -51,6 +53,7 @@ from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ROUTED, ResponseTrainer, accumulation, training_arguments
 
 RESUME = "resume"
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +98,19 @@ def _launch(job: TuneJob, processes: int) -> None:
     # Not accelerate's launcher: on CPUs it starts one process, whatever it is told, and it heeds a user's config file
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | dict(os.environ)
-    done = subprocess.run([*command, "-m", "xft.tune.tune", str(spec)], check=False, env=threads)
+    command += ["-m", "xft.tune.tune", str(spec)]
+    done = subprocess.run(command, check=False, env=threads, preexec_fn=_end_with_parent)
     if done.returncode:
         if (Path(job.out) / "diverged.json").exists():
             raise DivergedError(read_json(Path(job.out) / "diverged.json", {})["message"])
         raise RunError(f"{job.out}: a training process failed (exit code {done.returncode}); its message is above")
     spec.unlink()
+
+
+def _end_with_parent() -> None:
+    """Let this process, and the workers that it ends then, not outlive the one that started it, kill -9 included."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def train(job: TuneJob) -> None:
