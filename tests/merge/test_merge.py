@@ -100,7 +100,9 @@ def test_every_method_makes_a_model_and_says_so(method: str, tiny_moe: Path, tin
         logits, base = (AutoModelForCausalLM.from_pretrained(at)(IDS).logits for at in (tmp_path / "out", tiny_dense))
     assert torch.isfinite(logits).all()
     assert float((logits - base).abs().max()) > 1e-3
-    assert f"| merge method | {method}" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| merge method | {method}" in card
+    assert ("| weight of the shared expert |" in card) == MERGE_METHODS[method].shared_weight
     if method == "router-weighted":
         shares_LR = load_file(tmp_path / "out" / COEFFICIENTS)["coefficients"]
         torch.testing.assert_close(shares_LR, torch.tensor(loads))

@@ -75,8 +75,9 @@ def merge(job: MergeJob, meter: Meter) -> None:
     save_coefficients(job.out / COEFFICIENTS, coefficients)
     rounding = write_merged(mixture, coefficients, job.out, differences)
     write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
+    heeded = coefficients if method.shared_weight else replace(coefficients, shared_LP=None)
     write_merged_card(
-        job.out, mixture, method=_described(job, method), coefficients=coefficients, prompt=job.prompt, seed=job.seed,
+        job.out, mixture, method=_described(job, method), coefficients=heeded, prompt=job.prompt, seed=job.seed,
         data=job.data, tuned=(job.mixture / METRICS).is_file(),
     )  # fmt: skip
 
