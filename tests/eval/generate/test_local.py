@@ -298,6 +298,32 @@ def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
     assert (rows == 1) == can_join  # sliding windows are read as before
 
 
+@pytest.mark.parametrize("shared", [2, 1000])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_prompts_are_read_a_few_tokens_at_a_time_and_the_answers_stay(
+    model_type: str, shared: int, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = opened(dense_of(model_type))
+    how = {"n": 2, "temperature": 1.0, "seed": 4}
+    apart = answers(with_batch(backend, 1), tmp_path / "apart", **how)
+    can_join: list[bool] = []
+    told = decode._can_join
+    monkeypatch.setattr(decode, "_can_join", lambda cache: can_join.append(told(cache)) or can_join[-1])
+    shapes = watched(backend, monkeypatch)
+    monkeypatch.setattr(decode, "SHARED", shared)
+    answers(with_batch(backend, 10), tmp_path / "at_once", **how)
+    at_once = [shape for shape in shapes if shape[1] > 1]
+    tokens = at_once[-1][1]
+    shapes.clear()
+    monkeypatch.setattr(decode, "READ", 2 * tokens)
+    assert answers(with_batch(backend, 10), tmp_path / "parts", **how) == apart
+    parts = [shape for shape in shapes if shape[1] > 1]
+    if can_join[0]:  # sliding windows are read as before
+        assert len(parts) > len(at_once)
+        assert max(rows * tokens for rows, tokens in parts) <= 2 * tokens
+    assert sum(shape[0] for shape in parts) == sum(shape[0] for shape in at_once)
+
+
 def test_special_tokens_spelled_as_stop_strings_end_an_answer(backend: Any, tmp_path: Path) -> None:
     special = "<|im_start|>"
     request = Request(instruction=None, prefix="x", stop=(special,))

@@ -10,6 +10,7 @@ Shapes: B rows going, U different prompts, T tokens, V vocabulary, K most probab
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ PLACES = 4
 """New rows begin when one in so many places is free: each time the cache of all rows is copied."""
 ROOM = 64
 """Tokens for which a cache has room before it is copied into a larger one."""
+READ = 2048
+"""Tokens of prompts read in a pass, padding included; one prompt may be longer."""
 SHARED = 32
 """Tokens that prompts must have in common at their start for these to be read once."""
 NUCLEUS = 256
@@ -83,6 +86,10 @@ class _RoomyLayer(DynamicLayer):
         self._stores = [store[: len(kept)] for store in self._stores]
         self._show(self.get_seq_length())
 
+    def hold(self, keys: Tensor | None, values: Tensor | None) -> None:
+        """Have these keys and values instead; room for more is made when more come."""
+        self.keys, self.values, self._stores, self._given = keys, values, [], None
+
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         """Let keys and values be the first tokens of what is stored."""
         self.keys, self.values = (store[..., :length, :] for store in self._stores)
@@ -121,7 +128,7 @@ def complete_rows(
         free = width - (len(batch.going) if batch else 0)
         if waiting and (batch is None or (free >= max(1, width // PLACES) and _can_join(batch.cache))):
             fresh = _read(model, [waiting.popleft() for _ in range(min(free, len(waiting)))])
-            batch = _joined(batch, fresh) if batch else fresh
+            batch = _joined([batch, *fresh] if batch else fresh)
         assert batch
         tokens_B = _choose(batch.logits_BV, batch.going, sampling)
         more = [writer.add(token) for writer, token in zip(batch.going, tokens_B.tolist(), strict=True)]
@@ -130,19 +137,43 @@ def complete_rows(
         yield from ((writer.number, writer.answer()) for writer in ended)
 
 
-def _read(model: Any, writers: list[_Writer]) -> _Batch:
-    """Begin rows: read their prompts."""
-    prompts = list(dict.fromkeys(writer.row.prompt for writer in writers))
+def _read(model: Any, writers: list[_Writer]) -> list[_Batch]:
+    """Begin rows: read their prompts, no more than READ tokens in a pass."""
+    prompts = dict.fromkeys(writer.row.prompt for writer in writers)
     cache = DynamicCache(config=model.config)
     cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    shared = _shared(prompts) if _can_join(cache) else 0
-    ids_UT, mask_UT = _padded([prompt[shared:] for prompt in prompts], model.device)
+    shared = _shared(list(prompts)) if _can_join(cache) else 0
     if shared:  # read once what all prompts begin with
-        ids_1T = torch.tensor([prompts[0][:shared]], device=model.device)
+        ids_1T = torch.tensor([writers[0].row.prompt[:shared]], device=model.device)
         mask_1T = torch.ones_like(ids_1T)
         _forward(model, ids_1T, mask_1T, mask_1T.cumsum(-1) - 1, cache)
+    parts = list(_parts(writers, shared)) if _can_join(cache) else [writers]
+    return [
+        _read_part(model, part, shared, cache if number == len(parts) else copy.deepcopy(cache))
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _parts(writers: Sequence[_Writer], shared: int) -> Iterator[list[_Writer]]:
+    """Divide rows whose prompts go from long to short, so that little is padding and few tokens are in hand at once."""
+    part: list[_Writer] = []
+    prompts: set[tuple[int, ...]] = set()
+    for writer in writers:
+        prompts.add(writer.row.prompt)
+        if part and len(prompts) * (max(map(len, prompts)) - shared) > READ:
+            yield part
+            part, prompts = [], {writer.row.prompt}
+        part.append(writer)
+    yield part
+
+
+def _read_part(model: Any, writers: list[_Writer], shared: int, cache: DynamicCache) -> _Batch:
+    """Read prompts after what a cache of one row has read already, which becomes theirs."""
+    prompts = list(dict.fromkeys(writer.row.prompt for writer in writers))
+    ids_UT, mask_UT = _padded([prompt[shared:] for prompt in prompts], model.device)
+    if shared:
         cache.batch_select_indices(ids_UT.new_zeros(len(prompts)))
-        mask_UT = torch.cat([mask_1T.expand(len(prompts), -1), mask_UT], dim=1)
+        mask_UT = torch.cat([mask_UT.new_ones(len(prompts), shared), mask_UT], dim=1)
     positions_UT = (mask_UT.cumsum(-1) - 1).clamp(min=0)[:, shared:]
     logits_UV = _forward(model, ids_UT, mask_UT, positions_UT, cache)
     which_B = torch.tensor([prompts.index(writer.row.prompt) for writer in writers], device=model.device)
@@ -186,21 +217,29 @@ def _can_join(cache: DynamicCache) -> bool:
     return all(type(layer) is _RoomyLayer for layer in cache.layers)
 
 
-def _joined(old: _Batch, new: _Batch) -> _Batch:
-    """Put fresh rows below those that are going, all lined up on the right."""
-    spare = int((old.mask_BT.cumsum(-1) == 0).sum(-1).min())  # padding of rows that have left
-    length = max(old.mask_BT.shape[1] - spare, new.mask_BT.shape[1])
-    for old_layer, new_layer in zip(old.cache.layers, new.cache.layers, strict=True):
-        for name in ("keys", "values"):
-            old_BHTD, new_BHTD = getattr(old_layer, name)[:, :, spare:], getattr(new_layer, name)
-            lined = [pad(part, (0, 0, length - part.shape[2], 0)) for part in (old_BHTD, new_BHTD)]
-            setattr(old_layer, name, torch.cat(lined))
-    masks = [pad(part_BT, (length - part_BT.shape[1], 0)) for part_BT in (old.mask_BT[:, spare:], new.mask_BT)]
+def _joined(batches: Sequence[_Batch]) -> _Batch:
+    """Put the rows of batches below each other, all lined up on the right."""
+    if len(batches) == 1:
+        return batches[0]
+    # The padding that all rows of a batch have, of rows that have left, goes.
+    spare = [int((batch.mask_BT.cumsum(-1) == 0).sum(-1).min()) for batch in batches]
+    length = max(batch.mask_BT.shape[1] - none for batch, none in zip(batches, spare, strict=True))
+
+    def lined(parts: Sequence[Tensor], dim: int) -> Tensor:
+        cut = [part.narrow(dim, none, part.shape[dim] - none) for part, none in zip(parts, spare, strict=True)]
+        behind = [0, 0] * (parts[0].dim() - 1 - dim)
+        return torch.cat([pad(part, (*behind, length - part.shape[dim], 0)) for part in cut])
+
+    cache = batches[0].cache
+    for layer, *others in zip(*(batch.cache.layers for batch in batches), strict=True):
+        layer.hold(*(lined([getattr(each, name) for each in (layer, *others)], dim=2) for name in ("keys", "values")))
+        for each in others:
+            each.hold(None, None)  # so that no more than a layer is there twice
     return _Batch(
-        going=old.going + new.going,
-        cache=old.cache,
-        mask_BT=torch.cat(masks),
-        logits_BV=torch.cat([old.logits_BV, new.logits_BV]),
+        going=[writer for batch in batches for writer in batch.going],
+        cache=cache,
+        mask_BT=lined([batch.mask_BT for batch in batches], dim=1),
+        logits_BV=torch.cat([batch.logits_BV for batch in batches]),
     )
 
 
