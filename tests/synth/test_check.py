@@ -107,6 +107,43 @@ def test_a_repair_may_correct_the_tests_alone(sandbox: Sandbox, tmp_path: Path) 
     assert kept.response == fenced(GOOD)
 
 
+MISTAKEN = TESTS.replace("== 3", "== 4")
+OTHER = "def add(x, y=1):\n    return sum((x, y))"
+
+
+def test_most_of_the_fresh_solutions_say_what_a_test_must_expect(sandbox: Sandbox, tmp_path: Path) -> None:
+    wrong = fenced(GOOD.replace("+", "*"))
+    kept, prompts = checked(sandbox, tmp_path, GOOD, fenced(MISTAKEN), wrong, fenced(OTHER), votes=2)
+    assert isinstance(kept, Draft)
+    assert kept.response == fenced(GOOD)
+    assert kept.meta["tests"] == TESTS.split("\n")
+    assert (kept.meta["check"]["status"], kept.meta["check"]["votes"]) == ("agreed", "2 of 3")
+    assert prompts[1] == prompts[2]
+    assert "return x + y" not in prompts[1]
+
+
+@pytest.mark.parametrize(("solution", "tests", "fresh"), [
+    (GOOD.replace("+", "*"), TESTS, [OTHER, OTHER]),  # the first solution is in the minority
+    (GOOD, MISTAKEN, ["def add(x, y=1):\n    return 4", "no code at all"]),
+    (GOOD, TESTS + "\nassert add('a') == 'a1'", []),  # it fails in another way than by its result: nobody is asked
+    (GOOD, TESTS + "\nassert not add(1, 2)", []),
+    ("def add(x, y=1):\n    return [object()]", TESTS, []),  # a result that can't be written down
+])  # fmt: skip
+def test_without_a_majority_for_the_solution_the_pair_is_rejected(
+    sandbox: Sandbox, tmp_path: Path, solution: str, tests: str, fresh: list[str]
+) -> None:
+    rejected, _ = checked(sandbox, tmp_path, solution, fenced(tests), *map(fenced, fresh), votes=2, repair=False)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "check: tests fail"
+
+
+def test_what_was_agreed_on_must_still_tell_mutants_apart(sandbox: Sandbox, tmp_path: Path) -> None:
+    weak = "\n".join(f"assert (add({at}) is add({at})) == 2" for at in range(4))
+    rejected, _ = checked(sandbox, tmp_path, GOOD, fenced(weak), fenced(OTHER), votes=1, repair=False)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "check: tests fail"
+
+
 @pytest.mark.parametrize(("repair", "reason"), [
     ("I'm sorry, I can't help.", "check: repair: refusal"),
     ("", "check: repair: empty answer"),

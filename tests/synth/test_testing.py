@@ -109,6 +109,26 @@ async def c(x: int = 2, *y):
     assert python.outline("x = 1") == python.outline("not python (") == ""
 
 
+def test_a_result_that_is_compared_with_an_exception_is_no_test() -> None:
+    text = "assert f(1) == ValueError\nassert f(2) == ValueError('x')\nassert f(3) == len('x')\nassert f(4) == g\n"
+    assert python.suite(text, "def f(x): return x").tests == ("assert f(3) == len('x')", "assert f(4) == g")
+
+
+@pytest.mark.parametrize(("test", "error", "expecting"), [
+    ("assert f(1) == 2", "AssertionError: got 3 (line 7)", "assert f(1) == 3"),
+    ("assert f(1) == 2", "AssertionError: got ['a', (1, None)] (line 7)", "assert f(1) == ['a', (1, None)]"),
+    ("assert f(1) == 2", "AssertionError: got '(line 7)'", "assert f(1) == '(line 7)'"),
+    ("assert f(1) == 2", "AssertionError: got <object object at 0x1> (line 7)", None),
+    ("assert f(1) == 2", "AssertionError: got 'cut off (line 7)", None),
+    ("assert f(1) == 2", "TypeError: got 3 (line 7)", None),
+    ("assert f(1) > 2", "AssertionError: got 1 (line 7)", None),
+    ("assert 1 == f(1) == 2", "AssertionError: got 1 (line 7)", None),
+    ("assert f(1)", "AssertionError (line 7)", None),
+])  # fmt: skip
+def test_a_test_can_expect_what_was_got_if_it_can_be_written_down(test: str, error: str, expecting: str | None) -> None:
+    assert TESTINGS["python"].expecting(test, error) == expecting
+
+
 def test_asserts_and_test_functions_are_read_and_the_solutions_own_names_left_out() -> None:
     text = """
 from my_module import add

@@ -2,11 +2,16 @@
 
 The teacher writes the tests from the exercise and the solution's outline, without its bodies, so that they state what
 the exercise demands and not what the solution happens to do. A test counts when it passes and fails on a mutated
-solution. A pair whose solution and tests disagree gets one more request, with the error.
+solution.
+
+Where solution and tests disagree, small teachers have more often missed the expected value than the solution. So fresh
+solutions can vote: what most of them, the first included, give for every test's call replaces what the tests expected
+(after CodeT, arXiv 2207.10397). After that, one more request with the error may repair either.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -98,6 +103,38 @@ class Bench:
             reason="tests prove too little" if few else "", error=error, counting=kept, mutants=tried, killed=killed
         )
 
+    def disputed(self, language: str, code: str, suite: Suite) -> Suite | None:
+        """Return the tests as they stand when they expect what the solution gives; None where one fails otherwise."""
+        key = self._key("disputed", language, code, suite)
+        known = self.store.get(key)
+        if known is None:
+            known = {"tests": self._disputed(language, code, suite)}
+            self.store.put(key, known)
+        return None if known["tests"] is None else replace(suite, tests=tuple(known["tests"]))
+
+    def _disputed(self, language: str, code: str, suite: Suite) -> list[str] | None:
+        tests: list[str] = []
+        for test in suite.tests:
+            outcome = self._run(language, code, replace(suite, tests=(test,)), self.config.seconds)
+            right = test if outcome.status == "passed" else TESTINGS[language].expecting(test, outcome.error or "")
+            if right is None:
+                return None
+            tests.append(right)
+        return tests
+
+    def agrees(self, language: str, code: str, suite: Suite) -> bool:
+        """Tell whether a solution passes all tests."""
+        key = self._key("agrees", language, code, suite)
+        known = self.store.get(key)
+        if known is None:
+            known = {"agrees": self._run(language, code, suite, self.config.seconds).status == "passed"}
+            self.store.put(key, known)
+        return bool(known["agrees"])
+
+    def _key(self, kind: str, language: str, code: str, suite: Suite) -> str:
+        limits = self.config.model_dump(include={"seconds", "memory_mb", "libraries"})
+        return Store.key(kind=kind, language=language, code=code, suite=asdict(suite), limits=limits, level=self.level)
+
     def _named(self, language: str, code: str, suite: Suite) -> str:
         """Say which tests fail, each with its error; "" when none does alone."""
         alone = [
@@ -130,6 +167,14 @@ def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
     verdict = yield from _judged(language, code, suite, bench)
     if not verdict.reason:
         return _passed(draft, verdict, suite, "passed")
+    if config.votes and verdict.reason == REASONS["failed"]:
+        agreed, votes = yield from _voted(
+            language, code, suite, frame, bench, render("solve", **words, outline=outline)
+        )
+        if agreed:
+            voted = yield from _judged(language, code, agreed, bench)
+            if not voted.reason:
+                return _passed(draft, voted, agreed, "agreed", votes=votes)
     if not config.repair:
         return _rejected(draft, verdict.reason, verdict.error, suite)
     prompt = render(
@@ -152,6 +197,21 @@ def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
     return _passed(replace(draft, response=solution), verdict, suite, "repaired")
 
 
+def _voted(
+    language: str, code: str, suite: Suite, frame: Frame, bench: Bench, prompt: str
+) -> Steps[tuple[Suite | None, str]]:
+    """Let fresh solutions vote; return the tests that the majority passes, if the first solution is in it."""
+    (suite_now,) = yield [lambda: bench.disputed(language, code, suite)]
+    if suite_now is None:
+        return None, ""
+    asked = bench.config.votes
+    answers = yield [frame.think_again(prompt, sample=number) for number in range(asked)]
+    codes = [code_in(answer.text, language) for answer in answers if not fault_of(answer)[0]]
+    votes = yield [functools.partial(bench.agrees, language, other, suite_now) for other in codes]
+    agreeing = 1 + sum(votes)
+    return (suite_now if 2 * agreeing > asked + 1 else None), f"{agreeing} of {asked + 1}"
+
+
 def _judged(language: str, code: str, suite: Suite, bench: Bench) -> Steps[Verdict]:
     wanted = bench.config.tests
     if len(suite.tests) < wanted:
@@ -161,8 +221,8 @@ def _judged(language: str, code: str, suite: Suite, bench: Bench) -> Steps[Verdi
     return verdict
 
 
-def _passed(draft: Draft, verdict: Verdict, suite: Suite, status: str) -> Draft:
-    said: dict[str, Any] = {"status": status, "mutants": verdict.mutants, "killed": verdict.killed}
+def _passed(draft: Draft, verdict: Verdict, suite: Suite, status: str, **more: str) -> Draft:
+    said: dict[str, Any] = {"status": status, "mutants": verdict.mutants, "killed": verdict.killed, **more}
     tests = {"tests": list(verdict.counting)} | ({"setup": suite.setup} if suite.setup else {})
     return replace(draft, meta={**draft.meta, **tests, "check": said})
 

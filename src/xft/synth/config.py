@@ -66,6 +66,8 @@ class CheckConfig(Section):
     """Tests that must pass and fail on a mutated solution."""
     mutants: Annotated[int, Field(ge=1)] = 12
     """Mutated solutions that tests are tried on."""
+    votes: Annotated[int, Field(ge=0, le=8)] = 0
+    """Fresh solutions asked for where tests expect other results than the solution's; each has a vote, as it has."""
     repair: bool = True
     """Ask once more, with the error, before a pair is rejected."""
     seconds: Annotated[float, Field(gt=0)] = 10.0

@@ -39,7 +39,7 @@ IGNORED = {"__pycache__", "node_modules", "site-packages"}
 """Folders that hold no code of their own; hidden ones are left out too."""
 STDLIB = "stdlib"
 """Names Python's own library as a source."""
-NO_CODE = ["test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"]
+NO_CODE = ["test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo", "encodings", "config-*", "__phello__"]
 """Folders of it that hold tests, a program, grammars and tables."""
 TEXTS = ("content", "code", "text", "instruction")
 RESPONSES = ("response", "output", "completion")

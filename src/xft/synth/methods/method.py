@@ -28,10 +28,16 @@ class Frame:
     """Of requests that make something new."""
     exact: Sampling
     """Of solutions, tests and judgements: greedy."""
+    voting: Sampling
+    """Of fresh solutions: as in self-consistency (arXiv 2203.11171)."""
 
     def invent(self, prompt: str, *, sample: int = 0) -> Question:
         """Return a request for something new."""
         return Question(request=Request(instruction=prompt, prefix="", stop=()), sampling=self.inventing, sample=sample)
+
+    def think_again(self, prompt: str, *, sample: int) -> Question:
+        """Return a request with one right answer, asked several times over to see whether the answers agree."""
+        return Question(request=Request(instruction=prompt, prefix="", stop=()), sampling=self.voting, sample=sample)
 
     def work_out(self, prompt: str) -> Question:
         """Return a request with one right answer."""
@@ -72,7 +78,8 @@ def frame_of(method: Method, config: SynthConfig, style: str, seed: int) -> Fram
     temperature = method.temperature if config.temperature is None else config.temperature
     top_p = method.top_p if config.top_p is None else config.top_p
     inventing = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=config.max_new_tokens)
-    return Frame(config=config, style=style, inventing=inventing, exact=exact)
+    voting = Sampling(temperature=0.7, top_p=0.95, seed=seed, max_new_tokens=config.max_new_tokens)
+    return Frame(config=config, style=style, inventing=inventing, exact=exact, voting=voting)
 
 
 def in_turn(documents: Sequence[Document], mix: Mapping[str, float], choice: random.Random) -> Iterator[Document]:

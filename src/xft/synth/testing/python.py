@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import re
 from collections.abc import Sequence
 
 from xft.eval.sandbox import Outcome
@@ -12,6 +14,7 @@ from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testi
 
 SHOWN = 200
 """Characters of a wrong result."""
+GOT = re.compile(r"^AssertionError: got (.*?)(?: \(line \d+\))?$", re.DOTALL)
 
 
 def outline(code: str) -> str:
@@ -45,7 +48,8 @@ def suite(text: str, code: str) -> Suite:
     tests: dict[str, None] = {}
     for node in tree.body if tree else []:
         if isinstance(node, ast.Assert):
-            tests[ast.unparse(node)] = None
+            if not _never_holds(node):
+                tests[ast.unparse(node)] = None
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not ast.unparse(node.args):
             if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
                 tests[f"{ast.unparse(node)}\n{node.name}()"] = None
@@ -54,6 +58,14 @@ def suite(text: str, code: str) -> Suite:
         ):
             setup.append(ast.unparse(node))
     return Suite(setup="\n".join(setup), tests=tuple(tests)[:MOST_TESTS])
+
+
+def _never_holds(test: ast.Assert) -> bool:
+    """Tell whether a result is compared with an exception; teachers mean that it is raised."""
+    match test.test:
+        case ast.Compare(comparators=[ast.Name(id=name) | ast.Call(func=ast.Name(id=name))]):
+            return isinstance(known := getattr(builtins, name, None), type) and issubclass(known, BaseException)
+    return False
 
 
 def _names(node: ast.stmt) -> list[str]:
@@ -82,4 +94,20 @@ def _telling(test: str) -> str:
     return test
 
 
-TESTINGS.register("python")(Testing(form="`assert` statement", outline=outline, suite=suite, mutants=mutants, run=run))
+def expecting(test: str, error: str) -> str | None:
+    """Compare with what the solution gave, where that can be written down; "got" stands in the error."""
+    got = GOT.search(error)
+    match ast.parse(test).body:
+        case [ast.Assert(test=ast.Compare(ops=[ast.Eq()]) as compare, msg=None) as node] if got:
+            try:
+                ast.literal_eval(got[1])
+                compare.comparators = [ast.parse(got[1], mode="eval").body]
+            except (ValueError, SyntaxError):
+                return None
+            return ast.unparse(node)
+    return None
+
+
+TESTINGS.register("python")(
+    Testing(form="`assert` statement", outline=outline, suite=suite, mutants=mutants, run=run, expecting=expecting)
+)

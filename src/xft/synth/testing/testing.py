@@ -55,6 +55,8 @@ class Testing:
     """From a program to so many different programs, each changed in one place, chosen by a seed."""
     run: Callable[[Runner, str, Suite, float, int], Outcome]
     """Runs a solution with tests below it; the rest are limits: seconds and megabytes."""
+    expecting: Callable[[str, str], str | None] = lambda test, error: None
+    """From a test that failed and its error to the test that expects what the solution gave; None where it can't be."""
     fault: Callable[[], str] = lambda: ""
     """Says what is missing on this machine, with the remedy."""
 
