@@ -161,6 +161,45 @@ def test_a_soup_is_the_mean_of_sft_runs_on_the_same_pairs_with_other_seeds(
     assert row.cost.flops == before["flops"] + second["flops"]
 
 
+@pytest.mark.slow
+def test_a_mixture_can_be_made_of_a_soups_members(copied: Path, overrides: list[str]) -> None:
+    before = read_manifest(copied / "sft")
+    changes = [*overrides, "sft.soup=2", "upcycle.experts_from=soup", "merge.also=ties"]
+    said = run(recipe_with(changes), copied, redo=True)
+    assert {"soup/2", "soup/mean", "upcycle", "moe", "merge/uniform", "merge/ties", "eval/moe"} <= made(said)
+    assert read_manifest(copied / "sft") == before
+    base = load_file(copied / "soup/mean" / "model.safetensors")
+    mixture = load_file(copied / "upcycle" / "model.safetensors")
+    name = "model.layers.0.mlp.{}down_proj{}"
+    assert torch.equal(mixture[name.format("shared_expert.", ".weight")], base[name.format("", ".weight")])
+    for number, member in enumerate(("sft", "soup/2")):
+        own = load_file(copied / member / "model.safetensors")[name.format("", ".weight")]
+        assert torch.equal(mixture[name.format("experts.", "")][number], own)
+    report = collect(copied)
+    flops = {stage: read_manifest(copied / stage)["flops"] for stage in ("sft", "soup/2", "moe", "merge/learned")}
+    cost = report.row("xft").cost
+    assert cost is not None
+    assert cost.flops == sum(flops.values())
+
+
+def test_experts_of_a_soup_need_one(overrides: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"experts_from=soup takes the SFT runs of a soup; set sft\.soup"):
+        recipe_with(overrides, "upcycle.experts_from=soup")
+
+
+def test_other_models_for_the_experts_make_another_mixture(
+    overrides: list[str], tiny_bf16: Path, tmp_path: Path
+) -> None:
+    def upcycled(model: Path) -> Any:
+        nodes = pipeline.graph(recipe_with(overrides, f"upcycle.experts_from=[{model}]"), tmp_path)
+        return next(node for node in nodes if node.name == "upcycle")
+
+    other = shutil.copytree(tiny_bf16, tmp_path / "same-name" / tiny_bf16.name)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    (one,), (two,) = (upcycled(model).outside.values() for model in (tiny_bf16, other))
+    assert one != two
+
+
 def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) -> None:
     nodes = {node.name: node for node in pipeline.graph(recipe_with(overrides, "sft.epochs=5"), tmp_path)}
     usual = {node.name: node for node in pipeline.graph(recipe_with(overrides), tmp_path)}

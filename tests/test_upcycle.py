@@ -16,9 +16,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from xft.checkpoint import INDEX, Checkpoint, Planned, copy_of, write_checkpoint, write_config
-from xft.errors import CheckpointError
+from xft.errors import CheckpointError, RecipeError
 from xft.families import FAMILIES
+from xft.merge.methods import equal_coefficients
+from xft.merge.soup import soup
+from xft.merge.write import write_merged
+from xft.moe.mixture import Mixture
 from xft.moe.routers import ROUTERS
+from xft.prove import prove
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
@@ -63,6 +68,84 @@ def test_the_equality_holds_for_every_rule_that_promises_it_and_every_gate(
 ) -> None:
     mixture = upcycled(tiny_dense, tmp_path, router=router, gate=gate)
     assert float((logits(mixture) - logits(tiny_dense)).abs().max()) <= 5 * rounding(tiny_dense)
+
+
+@pytest.fixture
+def tuned(dense_of: Callable[..., Path], tmp_path: Path) -> Callable[[Path, int], Path]:
+    """Give a model of the base's shape with other weights, as tuning leaves it: in fp32."""
+
+    def model(base: Path, number: int) -> Path:
+        folder = shutil.copytree(base, tmp_path / f"tuned-{number}")
+        noise = torch.Generator().manual_seed(number)
+        tensors = {
+            name: tensor.float() + 0.02 * torch.randn(tensor.shape, generator=noise)
+            for name, tensor in load_file(folder / "model.safetensors").items()
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "starcoder2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_routed_experts_can_come_from_other_models_in_turn(
+    model_type: str, dtype: str, dense_of: Callable[..., Path], tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_of(model_type, dtype)
+    origins = [tuned(base, number) for number in range(2)]
+    out = tmp_path / "moe"
+    out.mkdir()
+    config = UpcycleConfig(experts=4, active=3, experts_from=[str(origin) for origin in origins])
+    upcycle(base, out, config, 0, origins=origins)
+    mixture, dense = Checkpoint(out), Checkpoint(base)
+    tensors = [load_file(origin / "model.safetensors") for origin in origins]
+    family = dense.family
+    for layer in range(dense.layers):
+        for part in family.parts:
+            ffn = family.ffn(layer)
+            if f"{ffn}.{part.tensor}" not in dense:
+                continue
+            stack = mixture.read(f"{ffn}.experts.{part.stack}")
+            assert stack.dtype == dense.dtype(f"{ffn}.{part.tensor}")
+            for number, expert in enumerate(stack):
+                torch.testing.assert_close(
+                    expert, tensors[number % 2][f"{ffn}.{part.tensor}"].to(stack.dtype), rtol=0, atol=0
+                )
+            shared = mixture.read(f"{ffn}.shared_expert.{part.tensor}")
+            assert torch.equal(shared, dense.read(f"{ffn}.{part.tensor}"))
+    assert torch.equal(mixture.read(family.embedding), dense.read(family.embedding))
+    proof = prove(base, out)
+    assert not proof.preserves_dense
+    assert proof.max_difference > proof.tolerance
+
+
+def test_a_soup_and_its_members_make_a_mixture_whose_uniform_merge_is_the_soup(
+    tiny_dense: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    origins = [tuned(tiny_dense, number) for number in range(3)]
+    averaged, moe, merged = (tmp_path / name for name in ("soup", "moe", "merged"))
+    for folder in (averaged, moe, merged):
+        folder.mkdir()
+    soup(origins, None, averaged)
+    upcycle(averaged, moe, UpcycleConfig(experts=7, active=3, experts_from="soup"), 0, origins=origins)
+    mixture = Mixture(moe)
+    write_merged(mixture, equal_coefficients(len(mixture.mixed_layers), mixture.routed, 0.75), merged)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (merged, averaged))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_models_that_can_give_no_experts_are_refused(
+    tiny_dense: Path, tiny_moe: Path, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = dense_of("llama", intermediate_size=40)
+    for origin, message in ((tiny_moe, "is a mixture"), (other, r"gate_proj.weight is .*, .* has \(")):
+        config = UpcycleConfig(experts=4, active=3, experts_from=["x"])
+        with pytest.raises(CheckpointError, match=message):
+            upcycle(tiny_dense, tmp_path, config, 0, origins=[origin])
+    with pytest.raises(RecipeError, match="names 4 models for 3 routed experts"):
+        upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=3), 0, origins=[tiny_dense] * 4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

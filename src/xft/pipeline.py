@@ -5,7 +5,8 @@ base ──► sft ────────────────────�
   │                      ├─► merge/uniform ► eval/uniform
 data ────────────────────┴─► merge/learned ► eval/xft
 
-With `sft.soup` further SFT runs, soup/2 and so on, and their average with the first: soup/mean ► eval/soup.
+With `sft.soup` further SFT runs, soup/2 and so on, and their average with the first: soup/mean ► eval/soup. With
+`upcycle.experts_from: soup` the mixture is made of these.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     }  # fmt: skip
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
+    models = [] if recipe.upcycle.experts_from == "soup" else recipe.upcycle.experts_from
+    origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in models}
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
              outside={"base": digest}),
@@ -129,7 +132,8 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
             for number, training_seed in members.items()
         ),
         *([Node(name="soup/mean", config={}, after=souped, outside={}, work=work.soup(souped))] if members else []),
-        Node(name="upcycle", config=recipe.upcycle.model_dump(), after=("base",), outside={}, work=work.upcycle),
+        Node(name="upcycle", config=recipe.upcycle.model_dump(), outside=origins, work=work.upcycle(souped),
+             after=(dense_of(recipe), *(souped if branched(recipe) else ()))),
         Node(name="moe", after=("upcycle", "data"), outside={}, work=work.moe(train),
              config={"tune": tune, "epochs": recipe.tune.epochs, "prompt": style}),
         Node(name="merge/uniform", config=merging("uniform"), after=("moe",), outside={},
@@ -137,7 +141,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         Node(name="merge/learned", after=("moe", "data"), outside={}, work=work.merge("learned", train),
              config={**merging("learned"), "tune": tune, "prompt": style}),
         *(
-            Node(name=f"merge/{method}", config=merging(method), after=("moe", "base"), outside={},
+            Node(name=f"merge/{method}", config=merging(method), after=("moe", dense_of(recipe)), outside={},
                  work=work.merge(method, train))
             for method in recipe.merge.also
         ),
@@ -160,6 +164,16 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
                  work=work.evaluate(row, out / source, prompt, heldout))
         )  # fmt: skip
     return nodes
+
+
+def branched(recipe: Recipe) -> bool:
+    """Tell whether the mixture is made of a soup's members (Branch-Train-MiX, arXiv 2403.07816)."""
+    return recipe.upcycle.experts_from == "soup"
+
+
+def dense_of(recipe: Recipe) -> str:
+    """Return the stage of the dense model that is upcycled."""
+    return "soup/mean" if branched(recipe) else "base"
 
 
 def sft_epochs(recipe: Recipe) -> int:
@@ -212,13 +226,21 @@ class _Work:
     def __init__(self, recipe: Recipe, out: Path, style: str) -> None:
         self.recipe, self.out, self.style = recipe, out, style
 
-    def upcycle(self, folder: Path, meter: Meter) -> None:
-        from xft.prove import prove
-        from xft.stage import write_json
-        from xft.upcycle import upcycle
+    def upcycle(self, souped: Sequence[str]) -> Callable[[Path, Meter], None]:
+        def work(folder: Path, _meter: Meter) -> None:
+            from xft.prove import prove
+            from xft.stage import write_json
+            from xft.upcycle import upcycle
 
-        upcycle(self.out / "base", folder, self.recipe.upcycle, self.recipe.seed, name=self.recipe.base)
-        write_json(folder / "proof.json", prove(self.out / "base", folder).as_dict())
+            recipe, dense = self.recipe, self.out / dense_of(self.recipe)
+            if recipe.upcycle.experts_from == "soup":
+                origins = [self.out / name for name in souped]
+            else:
+                origins = [resolve_base(model) for model in recipe.upcycle.experts_from]
+            upcycle(dense, folder, recipe.upcycle, recipe.seed, name=recipe.base, origins=origins)
+            write_json(folder / "proof.json", prove(dense, folder).as_dict())
+
+        return work
 
     def sft(self, train: Path, seed: int) -> Callable[[Path, Meter], None]:
         recipe = self.recipe
@@ -260,7 +282,7 @@ class _Work:
                 MergeJob(
                     mixture=self.out / "moe", out=folder, method=method, pairs=train, prompt=self.style,
                     seed=self.recipe.seed, tune=self.recipe.tune, merge=self.recipe.merge,
-                    data=[source.path for source in self.recipe.data.sources], base=self.out / "base",
+                    data=[source.path for source in self.recipe.data.sources], base=self.out / dense_of(self.recipe),
                 ),
                 meter,
             )  # fmt: skip

@@ -90,6 +90,11 @@ class UpcycleConfig(Section):
     """Routing rule, a name in `xft.moe.routers.ROUTERS`."""
     gate: Literal["mlp", "linear", "tied"] = "mlp"
     """Network that scores the routed experts: the paper's two-layer tanh, one matrix, or one matrix for all layers."""
+    experts_from: list[str] | Literal["soup"] = []
+    """Models tuned from the base, whose FFNs the routed experts copy in turn (Branch-Train-MiX); by default the base's.
+
+    `soup`, in a run with sft.soup: its SFT runs, and their average in the place of the base.
+    """
     redraw: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each routed expert's channels drawn anew (Drop-Upcycling); above 0 the base is not preserved."""
     noise: Annotated[float, Field(ge=0)] = 0.0
@@ -103,6 +108,8 @@ class UpcycleConfig(Section):
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
         if self.layout in ("delta", "adapter") and (self.redraw or self.noise):
             raise ValueError(f"redraw and noise change copies; with layout={self.layout} there are none")
+        if self.layout != "copy" and self.experts_from:
+            raise ValueError(f"experts_from gives whole FFNs, which layout=copy takes; layout={self.layout} does not")
         if self.layout == "split" and self.parts == 1:
             raise ValueError("layout=split needs parts, the number of experts that make one FFN: 2 at least")
         if self.layout != "split" and (self.parts > 1 or self.shared > 1):
@@ -303,6 +310,12 @@ class Recipe(Section):
         if self.tune.average_experts and self.upcycle.layout in ("delta", "adapter"):
             layout = self.upcycle.layout
             raise ValueError(f"tune.average_experts averages copies; with upcycle.layout={layout} there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _a_soup_has_members(self) -> Recipe:
+        if self.upcycle.experts_from == "soup" and self.sft.soup < 2:
+            raise ValueError("upcycle.experts_from=soup takes the SFT runs of a soup; set sft.soup to their number")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,24 @@ from xft.progress import track
 from xft.recipe import UpcycleConfig
 
 
-def upcycle(base: Path, out: Path, config: UpcycleConfig, seed: int, *, name: str | None = None) -> None:
+def upcycle(
+    base: Path, out: Path, config: UpcycleConfig, seed: int, *, name: str | None = None, origins: Sequence[Path] = ()
+) -> None:
     """Write the mixture of a dense checkpoint into the folder `out`; peak memory is one tensor.
 
-    `name` is what the user calls the base, for the model cards; the folder's name by default.
+    `name` is what the user calls the base, for the model cards; the folder's name by default. `origins` are the models
+    that `config.experts_from` names: routed expert i copies the FFNs of number i, and all else is the base's.
 
     Raises:
-        CheckpointError: the base is damaged, holds NaN, is a mixture already, or its family is unknown.
+        CheckpointError: the base is damaged, holds NaN, is a mixture already, or its family is unknown; an origin has
+            other shapes.
         RecipeError: the settings don't fit this model, or one another.
         RunError: the disk is too small.
     """
     source = Checkpoint(base)
     if is_mixture(source):
         raise CheckpointError(f"{base}: is a mixture already; give its dense base")
-    plan = list(plan_mixture(source, config, seed))
+    plan = list(plan_mixture(source, config, seed, [Checkpoint(origin) for origin in origins]))
     with track("upcycle", sum(planned.nbytes for planned in plan)) as advance:
         write_checkpoint(out, plan, progress=advance)
     copy_companions(base, out)
@@ -50,7 +54,9 @@ def mixture_config(source: Checkpoint, config: UpcycleConfig, name: str) -> dict
     return source.config | {"model_type": family.moe_type, "architectures": [family.moe_class], "xft": options}
 
 
-def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterator[Planned]:
+def plan_mixture(
+    source: Checkpoint, config: UpcycleConfig, seed: int, origins: Sequence[Checkpoint] = ()
+) -> Iterator[Planned]:
     """Plan the mixture's tensors in the base's order; the base's dtype is kept.
 
     Raises:
@@ -66,6 +72,10 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
     missing = [name for layer in range(source.layers) for name in family.ffn_tensors(layer) if name not in source]
     if missing:
         raise CheckpointError(f"{source.folder}: no tensor {missing[0]!r}, which a {family.model_type} model has")
+    for origin in origins:
+        _check_origin(origin, source, [name for name in parts if name in source])
+    if len(origins) > layout.routed:
+        raise RecipeError(f"upcycle.experts_from names {len(origins)} models for {layout.routed} routed experts")
     layout.check(source)
     routers: set[str] = set()
     for name in source.names():
@@ -74,7 +84,7 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
             continue
         layer, part = parts[name]
         ffn = family.ffn(layer)
-        yield from layout.plan(source, name, part, ffn, seed + layer)
+        yield from layout.plan(source, origins or [source], name, part, ffn, seed + layer)
         at = layout.router(layer)
         if part.tensor == f"{family.down}.weight" and at not in routers:
             routers.add(at)
@@ -82,6 +92,16 @@ def plan_mixture(source: Checkpoint, config: UpcycleConfig, seed: int) -> Iterat
             dtype = source.dtype(family.embedding)
             for key, tensor in router.state_dict().items():
                 yield Planned(name=f"{at}.{key}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor]))
+
+
+def _check_origin(origin: Checkpoint, source: Checkpoint, names: Iterable[str]) -> None:
+    if is_mixture(origin):
+        raise CheckpointError(f"{origin.folder}: is a mixture; experts are made of dense models")
+    for name in names:
+        shape = origin.shape(name) if name in origin else None
+        if shape != source.shape(name):
+            had = f"{name} is {shape}" if shape else f"no tensor {name!r}"
+            raise CheckpointError(f"{origin.folder}: {had}, {source.folder} has {source.shape(name)}")
 
 
 def new_router(hidden_size: int, layout: Layout, seed: int) -> Router:

@@ -19,7 +19,6 @@ from xft.experiment.plan import Plan
 from xft.experiment.report import markdown, render, results_table, write_results
 from xft.recipe import shipped_recipes
 from xft.report import plots
-from xft.report.collect import made_by
 
 NASTY = "<script>alert('x')</script> | &amp;"
 GAINS = {"base": 0.2, "sft": 0.0, "xft": -0.05, "same": 0.0}
@@ -59,7 +58,7 @@ def write_cells(out: Path, seeds: list[int], **changes: Any) -> Grid:
         pairs = [json.dumps({"instruction": f"{cell.seed} {n}", "response": ""}) for n in range(30)]
         (out / cell.folder / "data").mkdir(parents=True, exist_ok=True)
         (out / cell.folder / "data/heldout.jsonl").write_text("\n".join(pairs) + "\n")
-        for place in ("base", "data", *made_by(cell.row, 1), f"eval/{cell.row}"):
+        for place in ("base", "data", *cell.made_by, f"eval/{cell.row}"):
             manifest = {"key": f"key of {place}", "digest": "d", "finished": "2026-01-01T00:00:00+00:00",
                         "wall_seconds": 60.0, "flops": 1e12 if place in ("sft", "moe") else None,
                         "peak_memory_bytes": 1e9, "device": "CPU", "versions": {"torch": "2"}}  # fmt: skip

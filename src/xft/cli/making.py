@@ -102,13 +102,23 @@ def upcycle(
         str, typer.Option(help="Routing rule, such as softmax-topk; an unknown name lists all.")
     ] = "shared-normalized",
     gate: Annotated[str, typer.Option(help="mlp, linear, or tied: one matrix for all layers.")] = "mlp",
+    experts_from: Annotated[
+        list[str] | None,
+        typer.Option(help="Tuned model whose FFNs a routed expert copies, again for more; by default the base."),
+    ] = None,
     seed: Seed = 42,
     settings: Set = None,
 ) -> None:
     """Turn a dense model into a mixture; prove that it computes the same, where its router promises that."""
+    from xft.errors import RecipeError
     from xft.recipe import UpcycleConfig
 
-    config = options.section(UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate)
+    config = options.section(
+        UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate,
+        experts_from=experts_from or [],
+    )  # fmt: skip
+    if config.experts_from == "soup":
+        raise RecipeError("upcycle.experts_from=soup is for xft run, whose SFT runs it names; give models here")
     options.need_training()
     from xft.base import resolve_base
     from xft.moe.routers import split_counts
@@ -118,14 +128,16 @@ def upcycle(
 
     split_counts(config.router, config.experts, config.active, shared=config.shared, parts=config.parts)
     folder = resolve_base(base)
+    origins = [resolve_base(model) for model in config.experts_from]
 
     def work(partial: Path, _meter: Meter) -> None:
-        work_on(folder, partial, config, seed, name=base)
+        work_on(folder, partial, config, seed, name=base, origins=origins)
         proof = prove(folder, partial)
         write_json(partial / "proof.json", proof.as_dict())
         print(proof)
 
-    options.finish(out, "upcycle", config.model_dump(), {"base": folder_digest(folder)}, work, seed)
+    inputs = {"base": folder_digest(folder)} | {str(origin): folder_digest(origin) for origin in origins}
+    options.finish(out, "upcycle", config.model_dump(), inputs, work, seed)
 
 
 def prove(

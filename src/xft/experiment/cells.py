@@ -12,7 +12,7 @@ from xft.eval.compare import read_losses, read_rates, read_scores
 from xft.experiment.config import HELDOUT
 from xft.experiment.plan import Cell
 from xft.recipe import folder_of
-from xft.report.collect import cost_of, made_by, stage_at
+from xft.report.collect import cost_of, stage_at
 from xft.report.contents import Cost
 from xft.stage import locked, read_json, write_json
 
@@ -72,5 +72,5 @@ def read_mean(out: Path, cell: Cell, measure: str) -> float | None:
 
 def read_cost(out: Path, cell: Cell) -> Cost | None:
     """Return what making a cell's model takes, from the base on; None unless all stages have finished."""
-    places = made_by(cell.row, cell.recipe.sft.soup)
+    places = cell.made_by
     return cost_of([stage_at(out / cell.folder, place) for place in places]) if places else FREE

@@ -250,9 +250,7 @@ def _line(
 
 def _stage_keys(out: Path, cell: Cell) -> dict[str, str]:
     """Return the key of each finished stage in a cell's run, those of other rows' models excepted."""
-    from xft.report.collect import made_by
-
-    places = ["base", "data", *made_by(cell.row, cell.recipe.sft.soup), f"eval/{cell.row}"]
+    places = ["base", "data", *cell.made_by, f"eval/{cell.row}"]
     manifests = {place: read_json(out / cell.folder / place / "manifest.json", {}) for place in places}
     return {place: str(manifest["key"]) for place, manifest in manifests.items() if "key" in manifest}
 

@@ -46,6 +46,13 @@ class Cell:
         """Return the hash of the resolved recipe."""
         return hashlib.sha256(json.dumps(self.recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def made_by(self) -> tuple[str, ...]:
+        """Return the stages that make the cell's model from the base."""
+        from xft.report.collect import made_by
+
+        return made_by(self.row, self.recipe.sft.soup, self.recipe.upcycle.experts_from == "soup")
+
     def command(self, recipe: str) -> str:
         """Return the command that makes this run alone, from the same recipe."""
         changes = [f"{key}={said(value)}" for key, value in self.changes.items()]

@@ -79,8 +79,10 @@ def collect(run: Path) -> Report:
         first, parts = int(upcycle.get("dense_layers", 0)), int(upcycle.get("parts", 1))
         also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
         souped = int((tree.get("sft") or {}).get("soup", 1))
+        branched = upcycle.get("experts_from") == "soup"
     rows = _row_names(run, styles, also, souped)
-    made = dict.fromkeys(place for row in rows for place in made_by(row, souped))
+    makers = {row: made_by(row, souped, branched) for row in rows}
+    made = dict.fromkeys(place for row in rows for place in makers[row])
     places = (*dict.fromkeys([*STAGES, *made]), *(f"eval/{row}" for row in rows))
     stages = {place: stage for place in places if (stage := stage_at(run, place))}
     return Report(
@@ -89,7 +91,7 @@ def collect(run: Path) -> Report:
         recipe=text,
         benchmarks=benchmarks,
         not_run={name: reason for name in benchmarks if (reason := _not_run(run, rows, name))},
-        rows=tuple(_row(run, row, benchmarks, stages, souped) for row in rows),
+        rows=tuple(_row(run, row, benchmarks, [stages.get(place) for place in makers[row]]) for row in rows),
         stages=tuple(stages.values()),
         curves=tuple(curve for place in ("sft", "moe", "merge/learned") if (curve := _curve(run, place))),
         experts=_experts(run / "moe" / "metrics.jsonl", first),
@@ -186,7 +188,7 @@ def _not_run(run: Path, rows: list[str], benchmark: str) -> str | None:
     return next((note for note in notes if note), None)
 
 
-def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str, Stage], souped: int) -> Row:
+def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: list[Stage | None]) -> Row:
     here, reference = run / "eval" / name, run / "eval" / "sft"
     compared = name != "sft"
     results = {each: _result(here / each, reference / each if compared else None) for each in benchmarks}
@@ -197,17 +199,22 @@ def _row(run: Path, name: str, benchmarks: tuple[str, ...], stages: Mapping[str,
         results={each: result for each, result in results.items() if result},
         loss=_json(here / "heldout" / "scores.json", lambda tree: _score(tree, "mean", "n")),
         loss_gain=_gain(_losses(here), _losses(reference), LOWER) if compared else None,
-        cost=None if prompted or name == "base" else cost_of([stages.get(place) for place in made_by(name, souped)]),
+        cost=None if prompted or name == "base" else cost_of(stages),
     )
 
 
-def made_by(row: str, souped: int) -> tuple[str, ...]:
-    """Return the stages that make a row's model, none for the base's rows; `souped` counts a soup's members."""
+def made_by(row: str, souped: int, branched: bool) -> tuple[str, ...]:
+    """Return the stages that make a row's model, none for the base's rows.
+
+    `souped` counts a soup's members; `branched` tells whether the mixture is made of them.
+    """
     if row == "base" or row.startswith("base-"):
         return ()
+    soup = ("sft", *(f"soup/{number}" for number in range(2, souped + 1)), "soup/mean")
     if row == "soup":
-        return ("sft", *(f"soup/{number}" for number in range(2, souped + 1)), "soup/mean")
-    return COST_OF.get(row) or ("upcycle", "moe", f"merge/{row}")
+        return soup
+    own = COST_OF.get(row) or ("upcycle", "moe", f"merge/{row}")
+    return (*soup, *own) if branched and "upcycle" in own else own
 
 
 def _result(folder: Path, reference: Path | None) -> Result | None:

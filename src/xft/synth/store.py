@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Store:
         """Keep a value; one that is there already is replaced in one step."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
         fresh.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
         fresh.replace(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class Copy(Layout):
         """Every tensor, where the router has a shared expert."""
         return self.rule.shared
 
-    def plan(self, source: Checkpoint, name: str, part: Part, target: str, seed: int) -> Iterator[Planned]:
+    def plan(
+        self, source: Checkpoint, origins: Sequence[Checkpoint], name: str, part: Part, target: str, seed: int
+    ) -> Iterator[Planned]:
         """Plan the shared copy and the stack."""
         channels = int(source.config["intermediate_size"])
 
@@ -39,7 +41,7 @@ class Copy(Layout):
         if self.rule.shared:
             yield beside(source, name, part, target)
         shape = (self.routed, *source.shape(name))
-        yield stacked(source, name, f"{target}.experts.{part.stack}", shape, expert)
+        yield stacked(origins, name, f"{target}.experts.{part.stack}", shape, source.dtype(name), expert)
 
     def pieces(self, ffn: Tensor | None, stacks: list[Tensor], part: Part) -> list[Piece]:
         """Return the whole tensor's versions, backed by the file's pages."""

@@ -7,7 +7,7 @@ matrices.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ class Delta(Layout):
         """Biases have no differences."""
         return (f"{part.stack}_a", f"{part.stack}_b") if part.tensor.endswith(".weight") else ()
 
-    def plan(self, source: Checkpoint, name: str, part: Part, target: str, seed: int) -> Iterator[Planned]:
+    def plan(
+        self, source: Checkpoint, origins: Sequence[Checkpoint], name: str, part: Part, target: str, seed: int
+    ) -> Iterator[Planned]:
         """Plan the FFN, A as `nn.Linear` starts and B of zeros."""
         yield beside(source, name, part, target)
         if not self.stacks(part):

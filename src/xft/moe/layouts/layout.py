@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -85,8 +84,13 @@ class Layout(ABC):
         return (part.stack,)
 
     @abstractmethod
-    def plan(self, source: Checkpoint, name: str, part: Part, target: str, seed: int) -> Iterator[Planned]:
-        """Plan what a tensor of a dense FFN becomes, below the mixture's module `target`; `seed` is the layer's."""
+    def plan(
+        self, source: Checkpoint, origins: Sequence[Checkpoint], name: str, part: Part, target: str, seed: int
+    ) -> Iterator[Planned]:
+        """Plan what a tensor of a dense FFN becomes, below the mixture's module `target`; `seed` is the layer's.
+
+        `origins` are the dense models that the routed experts are made of, in turn.
+        """
 
     @abstractmethod
     def pieces(self, ffn: Tensor | None, stacks: list[Tensor], part: Part) -> list[Piece]:
@@ -107,7 +111,7 @@ class Layout(ABC):
     def own_version(self, tensor: Tensor, part: Part, channels: int, seed: tuple[int, int]) -> Tensor:
         """Return an expert's version of what it was given, changed where the settings say so."""
         config = self.config
-        if not self.changed:
+        if not (config.redraw or config.noise):
             return tensor
         return diversified(
             tensor, part, self.family, channels, redraw=config.redraw, noise=config.noise, seed=seed
@@ -115,8 +119,8 @@ class Layout(ABC):
 
     @property
     def changed(self) -> bool:
-        """Tell whether experts are changed when they are made."""
-        return bool(self.config.redraw or self.config.noise)
+        """Tell whether experts are something else than the FFN when they are made."""
+        return bool(self.config.redraw or self.config.noise or self.config.experts_from)
 
 
 LAYOUTS: Registry[type[Layout]] = Registry("layout")
@@ -128,12 +132,19 @@ def beside(source: Checkpoint, name: str, part: Part, target: str) -> Planned:
 
 
 def stacked(
-    source: Checkpoint, name: str, new_name: str, shape: tuple[int, ...], expert: Callable[[Tensor, int], Tensor]
+    origins: Sequence[Checkpoint],
+    name: str,
+    new_name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    expert: Callable[[Tensor, int], Tensor],
 ) -> Planned:
     """Plan a stack of experts, (R, ...); they are made and written one after the other, never held together."""
 
     def make() -> Iterator[Tensor]:
-        tensor = finite(source.read(name), name)
-        return map(partial(expert, tensor), range(shape[0]))
+        for number in range(shape[0]):
+            if number == 0 or len(origins) > 1:
+                tensor = finite(origins[number % len(origins)].read(name), name).to(dtype)
+            yield expert(tensor, number)
 
-    return Planned(name=new_name, shape=shape, dtype=source.dtype(name), make=make)
+    return Planned(name=new_name, shape=shape, dtype=dtype, make=make)

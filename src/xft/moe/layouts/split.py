@@ -11,7 +11,7 @@ The last matrix's bias belongs to no channel: every routed expert has all of it,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -89,7 +89,9 @@ class Split(Layout):
         """What belongs to channels, where the router has shared experts."""
         return bool(self.shared) and self.family.of_channels(part)
 
-    def plan(self, source: Checkpoint, name: str, part: Part, target: str, seed: int) -> Iterator[Planned]:
+    def plan(
+        self, source: Checkpoint, origins: Sequence[Checkpoint], name: str, part: Part, target: str, seed: int
+    ) -> Iterator[Planned]:
         """Plan the shared experts' channels and the stack of parts."""
         parts, width = self.config.parts, int(source.config["intermediate_size"]) // (self.shared + self.config.parts)
         dtype, cut = source.dtype(name), self.family.of_channels(part)
@@ -107,7 +109,7 @@ class Split(Layout):
                 make=lambda: [self._cut(finite(source.read(name), name), part, 0, self.shared * width)],
             )  # fmt: skip
         shape = (self.routed, *self.family.shape(part, source.config, width))
-        yield stacked(source, name, f"{target}.experts.{part.stack}", shape, expert)
+        yield stacked(origins, name, f"{target}.experts.{part.stack}", shape, dtype, expert)
 
     def pieces(self, ffn: Tensor | None, stacks: list[Tensor], part: Part) -> list[Piece]:
         """Return the shared channels, then each part's copies; the last matrix's bias is one piece of all experts."""
