@@ -114,6 +114,14 @@ def test_a_result_that_is_compared_with_an_exception_is_no_test() -> None:
     assert python.suite(text, "def f(x): return x").tests == ("assert f(3) == len('x')", "assert f(4) == g")
 
 
+@pytest.mark.parametrize("end", ["assert f([1, 2, ", "assert f(3) == 'x", "    assert f(3) == 3", "for"])
+def test_of_an_answer_that_was_cut_off_the_whole_tests_are_read(end: str) -> None:
+    whole = "import math\nassert f(1) == 1\nassert f(\n    2\n) == 2\n"
+    read = python.suite(f"```python\n{whole}{end}", "def f(x): return x")
+    assert read == python.suite(f"```python\n{whole}```", "def f(x): return x")
+    assert len(read.tests) == 2
+
+
 @pytest.mark.parametrize(("test", "error", "expecting"), [
     ("assert f(1) == 2", "AssertionError: got 3 (line 7)", "assert f(1) == 3"),
     ("assert f(1) == 2", "AssertionError: got ['a', (1, None)] (line 7)", "assert f(1) == ['a', (1, None)]"),

@@ -41,7 +41,7 @@ def suite(text: str, code: str) -> Suite:
     What the answer defines or imports that the solution defines is left out: teachers like to repeat it, or import it
     from a module of their fancy.
     """
-    tree = parsed(code_in(text, "python") or text)
+    tree = _beginning(code_in(text, "python") or text)
     own = parsed(code) or ast.Module([], [])
     known = {"*", *(name for node in own.body for name in _names(node) if not isinstance(node, ast.Import))}
     setup: list[str] = []
@@ -58,6 +58,12 @@ def suite(text: str, code: str) -> Suite:
         ):
             setup.append(ast.unparse(node))
     return Suite(setup="\n".join(setup), tests=tuple(tests)[:MOST_TESTS])
+
+
+def _beginning(text: str) -> ast.Module | None:
+    """Parse as many lines from the first on as can be: a teacher that goes on listing tests is cut off within one."""
+    lines = text.split("\n")
+    return next((tree for end in range(len(lines), 0, -1) if (tree := parsed("\n".join(lines[:end])))), None)
 
 
 def _never_holds(test: ast.Assert) -> bool:
