@@ -30,7 +30,9 @@ from xft.tune.loss import logits_of, response_hidden, summed_loss
 from xft.upcycle import upcycle
 
 
-def step(model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+def step(
+    model: Any, optimizer: Any, rows: torch.Tensor, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Take one step; return its seconds."""
     labels, mask = rows.clone(), torch.ones_like(rows)
     labels[:, : rows.shape[1] // 2] = -100

@@ -36,11 +36,12 @@ def routing(tokens: int, keep: int) -> Routing:
     return Routing(shared_T, weights_TK, ids_TK, torch.rand(tokens, EXPERTS))
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt_neox"])
-def test_differences_compute_what_full_matrices_compute_in_values_and_gradients(model_type: str) -> None:
+def test_differences_compute_what_full_matrices_compute_in_values_and_gradients(model_type: str, shared: bool) -> None:
     torch.manual_seed(3)
     family, ffn = FAMILIES[model_type], stock_ffn(model_type)
-    deltas = DeltaExperts(ffn, family, EXPERTS, RANK).double()
+    deltas = DeltaExperts(ffn, family, EXPERTS, RANK, shared=shared).double()
     for parameter in deltas.parameters():
         nn.init.normal_(parameter, std=0.5)
     x_TD, routed = torch.randn(9, 12, dtype=torch.float64, requires_grad=True), routing(9, 2)
@@ -54,10 +55,11 @@ def test_differences_compute_what_full_matrices_compute_in_values_and_gradients(
         if full.form.bias:
             stacks[f"{name}_bias"] = ffn.get_submodule(name).bias.expand(EXPERTS, -1)
     expected_TD = torch.func.functional_call(full, stacks, (x_TD, routed.ids_TK, routed.routed_TK))
-    expected_TD = expected_TD + routed.shared_T[:, None] * ffn(x_TD)
+    if shared:
+        expected_TD = expected_TD + routed.shared_T[:, None] * ffn(x_TD)
     found_TD = deltas.mix(x_TD, routed, ffn)
     torch.testing.assert_close(found_TD, expected_TD)
-    leaves = [x_TD, routed.routed_TK, routed.shared_T, *deltas.parameters(), *ffn.parameters()]
+    leaves = [x_TD, routed.routed_TK, *deltas.parameters(), *ffn.parameters(), *([routed.shared_T] if shared else [])]
     ours, theirs = (torch.autograd.grad((y * output_weights_TD).sum(), leaves) for y in (found_TD, expected_TD))
     for one, other in zip(ours, theirs, strict=True):
         assert other.abs().max() > 0

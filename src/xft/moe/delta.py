@@ -2,10 +2,11 @@
 
     h_i = act(g + δg_i) ⊙ (u + δu_i),   y = W_down (Σ w_i h_i) + Σ w_i B_i A_i h_i
 
-g and u are the FFN's own projections, δ·_i = B_i A_i x. The FFN without a difference is the shared expert.
+g and u are the FFN's own projections, δ·_i = B_i A_i x. The FFN without a difference is the shared expert, where the
+router has one.
 
-Shapes: T tokens, D hidden size, F FFN size, R routed experts, K kept per token, E = K + 1 with the shared one, r rank,
-I inner matrices, N rows, M rows of one expert.
+Shapes: T tokens, D hidden size, F FFN size, R routed experts, K kept per token, E = K + 1 with the shared one, else K,
+r rank, I inner matrices, N rows, M rows of one expert.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from xft.moe.routers import Routing
 class DeltaExperts(RoutedExperts):
     """R low-rank differences for each matrix of a family's FFN: `NAME_a` (R, r, in) and `NAME_b` (R, out, r)."""
 
-    def __init__(self, ffn: nn.Module, family: Family, routed: int, rank: int) -> None:
+    def __init__(self, ffn: nn.Module, family: Family, routed: int, rank: int, *, shared: bool = True) -> None:
         """Take shapes from the family's own module; the differences are not filled."""
         super().__init__(ffn, family, routed)
+        self.shared = shared
         for name in self.names:
             weight: Tensor = ffn.get_submodule(name).weight  # type: ignore[assignment]
             wide, narrow = weight.shape
@@ -51,11 +53,14 @@ class DeltaExperts(RoutedExperts):
         narrow_RIrD = torch.stack([self.get_parameter(f"{name}_a") for name in self.inner], 1)
         low_TRIr = F.linear(x_TD, narrow_RIrD.flatten(0, 2)).unflatten(1, narrow_RIrD.shape[:3])
         low_TKIr = low_TRIr.gather(1, _spread(routing.ids_TK, low_TRIr))
-        weights_TE = torch.cat([routing.routed_TK, routing.shared_T[:, None]], 1)
+        weights_TE, ids_TE = routing.routed_TK, routing.ids_TK
+        if self.shared:
+            weights_TE = torch.cat([weights_TE, routing.shared_T[:, None]], 1)
+            ids_TE = F.pad(ids_TE, (0, 1), value=self.routed)
         with torch.autocast(x_TD.device.type, enabled=False):
             mixed_TF, last_TKr = _MixDeltas.apply(  # type: ignore[no-untyped-call]
-                self.hidden, dispatched(F.pad(routing.ids_TK, (0, 1), value=self.routed), self.routed + 1), weights_TE,
-                low_TKIr.to(inner[0].dtype), self.get_parameter(f"{self.names[-1]}_a"), *inner,
+                self.hidden, dispatched(ids_TE, self.routed + self.shared), weights_TE, low_TKIr.to(inner[0].dtype),
+                self.get_parameter(f"{self.names[-1]}_a"), *inner,
                 *(self.get_parameter(f"{name}_b") for name in self.inner),
             )  # fmt: skip
         last_TRr = last_TKr.new_zeros(len(x_TD), self.routed, last_TKr.shape[2])
@@ -75,8 +80,8 @@ class _MixDeltas(torch.autograd.Function):
     many more: here the product that makes a difference adds it in place, and weights are applied to what is narrow, or
     while rows are summed. Saved are the FFN's projections; the experts' own are made again in the backward pass.
 
-    `dispatch` has the shared expert as expert R, without a difference. `others` are the FFN's I projections, (T, F),
-    and for each one the stack of B, (R, F, r); `narrow_RrF` is the last matrix's A.
+    `dispatch` has the shared expert, if any, as expert R, without a difference. `others` are the FFN's I projections,
+    (T, F), and for each one the stack of B, (R, F, r); `narrow_RrF` is the last matrix's A.
     """
 
     @staticmethod
@@ -92,19 +97,20 @@ class _MixDeltas(torch.autograd.Function):
             torch.mm(hidden_NF[rows], narrow_rF.t(), out=last_Nr[rows])
         ctx.save_for_backward(weights_TE, low_TKIr, narrow_RrF, token_N, row_TE, *others)
         ctx.counts, ctx.hidden = counts, hidden
-        weights_TE = weights_TE.to(dtype)
-        return sum_rows(hidden_NF, row_TE, weights_TE), last_Nr[row_TE[:, :-1]] * weights_TE[:, :-1, None]
+        weights_TE, keep = weights_TE.to(dtype), low_TKIr.shape[1]
+        return sum_rows(hidden_NF, row_TE, weights_TE), last_Nr[row_TE[:, :keep]] * weights_TE[:, :keep, None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dmixed_TF: Tensor, dlast_TKr: Tensor) -> tuple[Tensor | None, ...]:
         weights_TE, low_TKIr, narrow_RrF, token_N, row_TE, *others = ctx.saved_tensors
-        counts, dtype, row_TK, stacks = ctx.counts, low_TKIr.dtype, row_TE[:, :-1], others[len(others) // 2 :]
+        counts, dtype, stacks = ctx.counts, low_TKIr.dtype, others[len(others) // 2 :]
+        row_TK = row_TE[:, : low_TKIr.shape[1]]
         parts = [part.requires_grad_() for part in _projections(Dispatch(token_N, row_TE, counts), low_TKIr, *others)]
         with torch.enable_grad():
             hidden_NF = ctx.hidden(*parts)
         plain_NF, dhidden_NF = hidden_NF.detach(), dmixed_TF.index_select(0, token_N)
-        kept_TK1 = weights_TE[:, :-1, None].to(dtype)
+        kept_TK1 = weights_TE[:, : low_TKIr.shape[1], None].to(dtype)
         dlast_Nr, weighted_Nr = (_as_rows(each, row_TK, token_N) for each in (dlast_TKr, dlast_TKr * kept_TK1))
         dnarrow_RrF = torch.zeros_like(narrow_RrF)
         for rows, narrow_rF, dnarrow_rF in _experts(counts, narrow_RrF.to(dtype), dnarrow_RrF):
@@ -127,7 +133,7 @@ def _projections(dispatch: Dispatch, low_TKIr: Tensor, *others: Tensor) -> list[
     """Return all rows' own projections: the FFN's, and the experts' differences."""
     inner, stacks = others[: len(others) // 2], others[len(others) // 2 :]
     parts = [whole_TF.index_select(0, dispatch.token_N) for whole_TF in inner]
-    low_NIr = _as_rows(low_TKIr, dispatch.row_TK[:, :-1], dispatch.token_N)
+    low_NIr = _as_rows(low_TKIr, dispatch.row_TK[:, : low_TKIr.shape[1]], dispatch.token_N)
     for number, (part_NF, stack) in enumerate(zip(parts, stacks, strict=True)):
         for rows, wide_Fr in _experts(dispatch.counts_R, stack.to(low_TKIr.dtype)):
             part_NF[rows].addmm_(low_NIr[rows, number], wide_Fr.t())
@@ -135,8 +141,8 @@ def _projections(dispatch: Dispatch, low_TKIr: Tensor, *others: Tensor) -> list[
 
 
 def _experts(counts: list[int], *stacks: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Give each routed expert's rows, and what it has of each stack; the shared expert, which is last, has nothing."""
-    for expert, rows in slices(counts[:-1]):
+    """Give each routed expert's rows, and what it has of each stack; a shared expert, which is last, has nothing."""
+    for expert, rows in slices(counts[: len(stacks[0])]):
         yield rows, *(stack[expert] for stack in stacks)
 
 

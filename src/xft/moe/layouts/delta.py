@@ -32,7 +32,7 @@ class Delta(Layout):
 
     def modules(self, ffn: nn.Module) -> tuple[nn.Module | None, RoutedExperts]:
         """Keep the FFN, which is the shared expert where the router has one."""
-        return ffn, DeltaExperts(ffn, self.family, self.routed, self.config.rank)
+        return ffn, DeltaExperts(ffn, self.family, self.routed, self.config.rank, shared=self.rule.shared)
 
     def beside(self, part: Part) -> bool:
         """Every tensor."""
