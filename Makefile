@@ -17,6 +17,7 @@ check: $(VENV)/.dev     ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 test: check             ## what CI runs; two processes, a test file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist loadfile

@@ -188,13 +188,13 @@ def flags(path: str, every: int, references: References, functional: Functional,
     problems = {(each.benchmark, each.problem.task_id): each.problem for each in references.all}
     with open("flags.jsonl", "w", encoding="utf-8") as file:
         for digest in sample:
-            kind, findings, record = flagged[digest]
+            label, findings, record = flagged[digest]
             matches = [
                 asdict(each) | {"stub": problem.stub, "canonical": problem.canonical}
                 for each in findings
                 if (problem := problems.get((each.benchmark, each.task)))
             ]
-            line = {"record": digest, "class": kind, "instruction": record.instruction, "response": record.response}
+            line = {"record": digest, "class": label, "instruction": record.instruction, "response": record.response}
             file.write(json.dumps(line | {"problems": matches}) + "\n")
     print(f"flags.jsonl: {len(sample)} of them, to be judged by a reader")
     report_judged({digest: flagged[digest][:2] for digest in sample})

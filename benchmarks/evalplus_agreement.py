@@ -171,12 +171,12 @@ def mutate(tree: ast.Module, choice: random.Random) -> str | None:
             node.op = OPERATORS[type(operator)]()  # type: ignore[assignment]
         case ast.Constant(value=bool()):
             node.value = not node.value
-        case ast.Constant(value=int()):
-            node.value += choice.choice((-1, 1))
-        case ast.Constant(value=float()):
-            node.value += choice.choice((0.5, 1e-7))
-        case ast.Constant(value=str()) if len(node.value) < 30:
-            node.value = choice.choice(("", f"{node.value}x", node.value.upper(), node.value[::-1]))
+        case ast.Constant(value=int(number)):
+            node.value = number + choice.choice((-1, 1))
+        case ast.Constant(value=float(number)):
+            node.value = number + choice.choice((0.5, 1e-7))
+        case ast.Constant(value=str(text)) if len(text) < 30:
+            node.value = choice.choice(("", f"{text}x", text.upper(), text[::-1]))
         case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
             node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op
             node.operand = operand if isinstance(node.op, ast.UAdd) else ast.UnaryOp(op=ast.Not(), operand=operand)

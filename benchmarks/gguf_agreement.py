@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("gguf")
     parser.add_argument("--tokens", type=int, default=100)
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": task}], add_generation_prompt=True, tokenize=True, return_dict=False

@@ -63,8 +63,8 @@ def xft(scratch: Path, *, first: bool) -> float:
     if first:
         shutil.rmtree(cache, ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
-    command = [Path(sys.executable).with_name("xft"), "eval", "score", scratch / "samples.jsonl"]
-    command += ["--bench", "humaneval+", "--data-dir", scratch, "--out", out, "--workers", str(CORES)]
+    command = [str(Path(sys.executable).with_name("xft")), "eval", "score", str(scratch / "samples.jsonl")]
+    command += ["--bench", "humaneval+", "--data-dir", str(scratch), "--out", str(out), "--workers", str(CORES)]
     environment = {**os.environ, "XFT_CACHE": str(cache)}
     began = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

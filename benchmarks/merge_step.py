@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        way, *places = options.serve
-        return serve(way, *map(Path, places), options.batch, options.length, options.cgroup)
+        way, base, moe = options.serve
+        return serve(way, Path(base), Path(moe), options.batch, options.length, options.cgroup)
     base = resolve_base(options.base)
     with tempfile.TemporaryDirectory() as folder:
         upcycle(base, Path(folder), UpcycleConfig(), seed=0)

@@ -40,6 +40,7 @@ class LoopedLayer(nn.Module):
 
     def __init__(self, ours: MoELayer, make_ffn: Callable[[], nn.Module]) -> None:
         super().__init__()
+        assert ours.shared_expert is not None
         self.router, self.shared_expert = ours.router, ours.shared_expert
         with torch.device("meta"):
             self.experts = nn.ModuleList(make_ffn() for _ in range(EXPERTS - 1))
@@ -51,7 +52,7 @@ class LoopedLayer(nn.Module):
         """Mix the experts' outputs."""
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD).routing
-        y_TD = self.shared_expert(x_TD) * routing.shared_T[:, None].to(x_TD.dtype)
+        y_TD: Tensor = self.shared_expert(x_TD) * routing.shared_T[:, None].to(x_TD.dtype)
         chosen_RKT = F.one_hot(routing.ids_TK, EXPERTS - 1).permute(2, 1, 0)
         for number, expert in enumerate(self.experts):
             slot_M, token_M = torch.where(chosen_RKT[number])

@@ -27,7 +27,9 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from xft.recipe import UpcycleConfig
 
@@ -44,7 +46,7 @@ def random_base(folder: Path) -> Path:
         hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16, vocab_size=32256
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -84,10 +86,14 @@ def other_of(base: Path, folder: Path) -> Path:
 
     source = Checkpoint(base)
     folder.mkdir()
+
+    def scaled(name: str) -> list[Any]:
+        return [source.read(name) * 1.01]
+
     plan = [
         Planned(
             name=name, shape=source.shape(name), dtype=source.dtype(name),
-            make=lambda name=name: [source.read(name) * 1.01],
+            make=partial(scaled, name),
         )
         for name in source.names()
     ]  # fmt: skip
