@@ -185,6 +185,9 @@ def test_a_mixture_can_be_made_of_a_soups_members(copied: Path, overrides: list[
 def test_experts_of_a_soup_need_one(overrides: list[str]) -> None:
     with pytest.raises(RecipeError, match=r"experts_from=soup takes the SFT runs of a soup; set sft\.soup"):
         recipe_with(overrides, "upcycle.experts_from=soup")
+    idle = recipe_with(overrides, "upcycle.experts_from=soup", "sft.soup=5", "upcycle.experts=4", "upcycle.active=2")
+    with pytest.raises(RecipeError, match="5 models for 3 routed experts"):
+        pipeline.look_up_names(idle)
 
 
 def test_other_models_for_the_experts_make_another_mixture(

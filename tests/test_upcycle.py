@@ -139,12 +139,20 @@ def test_a_soup_and_its_members_make_a_mixture_whose_uniform_merge_is_the_soup(
 def test_models_that_can_give_no_experts_are_refused(
     tiny_dense: Path, tiny_moe: Path, dense_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    other = dense_of("llama", intermediate_size=40)
-    for origin, message in ((tiny_moe, "is a mixture"), (other, r"gate_proj.weight is .*, .* has \(")):
+    refused = [
+        (tiny_moe, "is a mixture; .*: merge it first"),
+        (dense_of("llama", intermediate_size=40), r"gate_proj.weight is .*, the base has \(.*tuned from"),
+        (
+            dense_of("llama", num_hidden_layers=3),
+            "its num_hidden_layers is 3, the base's 2; experts are made of models",
+        ),
+        (dense_of("mistral"), "its model_type is mistral, the base's llama"),
+    ]
+    for origin, message in refused:
         config = UpcycleConfig(experts=4, active=3, experts_from=["x"])
         with pytest.raises(CheckpointError, match=message):
             upcycle(tiny_dense, tmp_path, config, 0, origins=[origin])
-    with pytest.raises(RecipeError, match="names 4 models for 3 routed experts"):
+    with pytest.raises(RecipeError, match="4 models for 3 routed experts"):
         upcycle(tiny_dense, tmp_path, UpcycleConfig(experts=4, active=3), 0, origins=[tiny_dense] * 4)
 
 

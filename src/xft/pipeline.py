@@ -59,7 +59,9 @@ def space_needed(recipe: Recipe, out: Path) -> int:
 
     base = Checkpoint(resolve_base(recipe.base))
     dense = sum(torch.Size(base.shape(name)).numel() for name in base.names())
-    mixture = sum(torch.Size(tensor.shape).numel() for tensor in plan_mixture(base, recipe.upcycle, recipe.seed))
+    origins = [] if branched(recipe) else [Checkpoint(resolve_base(model)) for model in recipe.upcycle.experts_from]
+    plan = plan_mixture(base, recipe.upcycle, recipe.seed, origins)
+    mixture = sum(torch.Size(tensor.shape).numel() for tensor in plan)
     stored = base.dtype(base.family.embedding).itemsize
     master = 4  # bytes of an fp32 weight
     members = [f"soup/{number}" for number in range(2, recipe.sft.soup + 1)]
@@ -84,10 +86,14 @@ def look_up_names(recipe: Recipe) -> None:
     from xft.moe.routers import split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
+    from xft.upcycle import refuse_idle
 
     _ = BALANCE_LOSSES[recipe.tune.balance_loss]
     upcycle = recipe.upcycle
-    split_counts(upcycle.router, upcycle.experts, upcycle.active, shared=upcycle.shared, parts=upcycle.parts)
+    routed, _ = split_counts(
+        upcycle.router, upcycle.experts, upcycle.active, shared=upcycle.shared, parts=upcycle.parts
+    )
+    refuse_idle(recipe.sft.soup if branched(recipe) else len(upcycle.experts_from), routed)
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":
             raise RecipeError(f"merge.also: {method} is made in every run; name other methods")

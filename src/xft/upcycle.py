@@ -74,8 +74,7 @@ def plan_mixture(
         raise CheckpointError(f"{source.folder}: no tensor {missing[0]!r}, which a {family.model_type} model has")
     for origin in origins:
         _check_origin(origin, source, [name for name in parts if name in source])
-    if len(origins) > layout.routed:
-        raise RecipeError(f"upcycle.experts_from names {len(origins)} models for {layout.routed} routed experts")
+    refuse_idle(len(origins), layout.routed)
     layout.check(source)
     routers: set[str] = set()
     for name in source.names():
@@ -94,14 +93,27 @@ def plan_mixture(
                 yield Planned(name=f"{at}.{key}", shape=tuple(tensor.shape), dtype=dtype, make=partial(list, [tensor]))
 
 
+def refuse_idle(origins: int, routed: int) -> None:
+    """Refuse more models than there are routed experts to copy them; raises RecipeError."""
+    if origins > routed:
+        raise RecipeError(
+            f"upcycle.experts_from: {origins} models for {routed} routed experts; set upcycle.experts to "
+            "their number, the shared expert counted where the router has one"
+        )
+
+
 def _check_origin(origin: Checkpoint, source: Checkpoint, names: Iterable[str]) -> None:
+    remedy = f"experts are made of models tuned from {source.folder}"
     if is_mixture(origin):
-        raise CheckpointError(f"{origin.folder}: is a mixture; experts are made of dense models")
+        raise CheckpointError(f"{origin.folder}: is a mixture; {remedy}, dense ones: merge it first")
+    for key in ("model_type", "num_hidden_layers", "hidden_size", "hidden_act", "hidden_activation"):
+        if (had := origin.config.get(key)) != (wanted := source.config.get(key)):
+            raise CheckpointError(f"{origin.folder}: its {key} is {had}, the base's {wanted}; {remedy}")
     for name in names:
         shape = origin.shape(name) if name in origin else None
         if shape != source.shape(name):
             had = f"{name} is {shape}" if shape else f"no tensor {name!r}"
-            raise CheckpointError(f"{origin.folder}: {had}, {source.folder} has {source.shape(name)}")
+            raise CheckpointError(f"{origin.folder}: {had}, the base has {source.shape(name)}; {remedy}")
 
 
 def new_router(hidden_size: int, layout: Layout, seed: int) -> Router:

@@ -127,6 +127,8 @@ def test_most_of_the_fresh_solutions_say_what_a_test_must_expect(sandbox: Sandbo
     (GOOD, MISTAKEN, ["def add(x, y=1):\n    return 4", "no code at all"]),
     (GOOD, TESTS + "\nassert add('a') == 'a1'", []),  # it fails in another way than by its result: nobody is asked
     (GOOD, TESTS + "\nassert not add(1, 2)", []),
+    (GOOD, TESTS + "\nassert 4 == add(1, 2)", []),  # what it gave is not on the left
+    (GOOD, TESTS + "\nassert add(1, 2) == add(2, 2)", []),  # what is expected is no value
     ("def add(x, y=1):\n    return [object()]", TESTS, []),  # a result that can't be written down
 ])  # fmt: skip
 def test_without_a_majority_for_the_solution_the_pair_is_rejected(
@@ -135,6 +137,21 @@ def test_without_a_majority_for_the_solution_the_pair_is_rejected(
     rejected, _ = checked(sandbox, tmp_path, solution, fenced(tests), *map(fenced, fresh), votes=2, repair=False)
     assert isinstance(rejected, Reject)
     assert rejected.reason == "check: tests fail"
+
+
+def test_what_was_expected_twice_of_one_call_counts_once(sandbox: Sandbox, tmp_path: Path) -> None:
+    several = "\n".join(f"assert add(1, 2) == {result}" for result in (4, 5, 6))
+    rejected, _ = checked(sandbox, tmp_path, GOOD, fenced(several), fenced(OTHER), votes=1, repair=False)
+    assert isinstance(rejected, Reject)
+
+
+def test_tests_that_need_one_another_do_not_count(sandbox: Sandbox, tmp_path: Path) -> None:
+    chained = "q = []\nassert q.append(1) is None\n" + "\n".join(
+        f"assert add(q[0], {at}) == {1 + at}" for at in range(3)
+    )
+    rejected, _ = checked(sandbox, tmp_path, GOOD, fenced(chained), repair=False)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "check: tests prove too little"
 
 
 def test_what_was_agreed_on_must_still_tell_mutants_apart(sandbox: Sandbox, tmp_path: Path) -> None:

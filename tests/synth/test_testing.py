@@ -130,6 +130,9 @@ def test_of_an_answer_that_was_cut_off_the_whole_tests_are_read(end: str) -> Non
     ("assert f(1) == 2", "AssertionError: got 'cut off (line 7)", None),
     ("assert f(1) == 2", "TypeError: got 3 (line 7)", None),
     ("assert f(1) > 2", "AssertionError: got 1 (line 7)", None),
+    ("assert 2 == f(1)", "AssertionError: got 2 (line 7)", None),
+    ("assert x == 2", "AssertionError: got 1 (line 7)", None),
+    ("assert f(1) == g(1)", "AssertionError: got 1 (line 7)", None),
     ("assert 1 == f(1) == 2", "AssertionError: got 1 (line 7)", None),
     ("assert f(1)", "AssertionError (line 7)", None),
 ])  # fmt: skip

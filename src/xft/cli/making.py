@@ -104,7 +104,10 @@ def upcycle(
     gate: Annotated[str, typer.Option(help="mlp, linear, or tied: one matrix for all layers.")] = "mlp",
     experts_from: Annotated[
         list[str] | None,
-        typer.Option(help="Tuned model whose FFNs a routed expert copies, again for more; by default the base."),
+        typer.Option(
+            metavar="MODEL",
+            help="Fine-tune whose FFNs a routed expert copies; repeat the option for more. Default: the base.",
+        ),
     ] = None,
     seed: Seed = 42,
     settings: Set = None,
@@ -117,7 +120,7 @@ def upcycle(
         UpcycleConfig, settings, experts=experts, active=active, router=router, gate=gate,
         experts_from=experts_from or [],
     )  # fmt: skip
-    if config.experts_from == "soup":
+    if "soup" in config.experts_from:
         raise RecipeError("upcycle.experts_from=soup is for xft run, whose SFT runs it names; give models here")
     options.need_training()
     from xft.base import resolve_base

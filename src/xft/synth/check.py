@@ -63,7 +63,12 @@ class Bench:
         """
         limits = self.config.model_dump(include={"tests", "mutants", "seconds", "memory_mb", "libraries"})
         key = Store.key(
-            kind="verdict", language=language, code=code, suite=asdict(suite), limits=limits, level=self.level
+            kind="verdict of tests that stand alone",
+            language=language,
+            code=code,
+            suite=asdict(suite),
+            limits=limits,
+            level=self.level,
         )
         known = self.store.get(key)
         if known is None:
@@ -96,12 +101,19 @@ class Bench:
                 if test not in counting
                 and self._run(language, mutant, replace(suite, tests=(test,)), seconds).status != "passed"
             }
-        kept = tuple(test for test in suite.tests if test in counting)
+        kept = tuple(test for test in suite.tests if test in counting and self._holds(language, code, suite, test))
+        if not self._holds(language, code, suite, *kept):  # one disturbs another
+            kept = ()
         few = len(kept) < self.config.tests
         error = f"{len(kept)} of {len(suite.tests)} tests fail on a mutated solution" if few else ""
         return Verdict(
             reason="tests prove too little" if few else "", error=error, counting=kept, mutants=tried, killed=killed
         )
+
+    def _holds(self, language: str, code: str, suite: Suite, *tests: str) -> bool:
+        """Tell whether a solution passes these tests, whatever the others may have done before them."""
+        outcome = self._run(language, code, replace(suite, tests=tests), self.config.seconds)
+        return not tests or outcome.status == "passed"
 
     def disputed(self, language: str, code: str, suite: Suite) -> Suite | None:
         """Return the tests as they stand when they expect what the solution gives; None where one fails otherwise."""
@@ -120,7 +132,7 @@ class Bench:
             if right is None:
                 return None
             tests.append(right)
-        return tests
+        return list(dict.fromkeys(tests))  # of two that expected different results of one call, one is left
 
     def agrees(self, language: str, code: str, suite: Suite) -> bool:
         """Tell whether a solution passes all tests."""

@@ -277,6 +277,16 @@ def test_equal_prompts_are_read_once(backend: Any, tmp_path: Path, monkeypatch: 
     assert shapes[1] == (8, 1)
 
 
+def test_equal_prompts_are_read_once_however_long(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = watched(backend, monkeypatch)
+    monkeypatch.setattr(decode, "READ", 4)
+    toy = ToyPrompts()
+    answers(with_batch(backend, 8), tmp_path / "a", toy, problems=toy.problems()[:1], n=8, temperature=1.0)
+    assert [rows for rows, tokens in shapes if tokens > 1] == [1]
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
     model_type: str, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

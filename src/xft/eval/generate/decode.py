@@ -32,7 +32,7 @@ PLACES = 4
 ROOM = 64
 """Tokens for which a cache has room before it is copied into a larger one."""
 READ = 2048
-"""Tokens of prompts read in a pass, padding included; one prompt may be longer."""
+"""Tokens of prompts read in a pass, padding included; one prompt may be longer. Sliding windows are read in one."""
 SHARED = 32
 """Tokens that prompts must have in common at their start for these to be read once."""
 NUCLEUS = 256
@@ -159,10 +159,11 @@ def _parts(writers: Sequence[_Writer], shared: int) -> Iterator[list[_Writer]]:
     part: list[_Writer] = []
     prompts: set[tuple[int, ...]] = set()
     for writer in writers:
-        prompts.add(writer.row.prompt)
-        if part and len(prompts) * (max(map(len, prompts)) - shared) > READ:
+        more = prompts | {writer.row.prompt}
+        if part and more != prompts and len(more) * (max(map(len, more)) - shared) > READ:
             yield part
-            part, prompts = [], {writer.row.prompt}
+            part, more = [], {writer.row.prompt}
+        prompts = more
         part.append(writer)
     yield part
 

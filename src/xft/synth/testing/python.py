@@ -49,7 +49,7 @@ def suite(text: str, code: str) -> Suite:
     for node in tree.body if tree else []:
         if isinstance(node, ast.Assert):
             if not _never_holds(node):
-                tests[ast.unparse(node)] = None
+                tests[ast.unparse(ast.Assert(node.test))] = None  # without a message, which would hide the result
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not ast.unparse(node.args):
             if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
                 tests[f"{ast.unparse(node)}\n{node.name}()"] = None
@@ -101,16 +101,22 @@ def _telling(test: str) -> str:
 
 
 def expecting(test: str, error: str) -> str | None:
-    """Compare with what the solution gave, where that can be written down; "got" stands in the error."""
+    """Compare with what the solution gave, where a call is compared with a value and both can be written down.
+
+    What it gave stands in the error, after "got".
+    """
     got = GOT.search(error)
     match ast.parse(test).body:
-        case [ast.Assert(test=ast.Compare(ops=[ast.Eq()]) as compare, msg=None) as node] if got:
+        case [ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]) as compare)] if got and any(
+            isinstance(node, ast.Call) for node in ast.walk(left)
+        ):
             try:
+                ast.literal_eval(right)
                 ast.literal_eval(got[1])
-                compare.comparators = [ast.parse(got[1], mode="eval").body]
-            except (ValueError, SyntaxError):
+            except (ValueError, TypeError, SyntaxError):
                 return None
-            return ast.unparse(node)
+            compare.comparators = [ast.parse(got[1], mode="eval").body]
+            return ast.unparse(ast.Assert(compare))
     return None
 
 
