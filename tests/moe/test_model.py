@@ -97,7 +97,7 @@ def test_config_counts_experts_and_active_with_the_shared_one(tiny_dense: Path, 
     config: Any = AutoConfig.from_pretrained(tmp_path)
     assert config.xft == {
         "experts": 5, "active": 3, "router": "shared-normalized", "gate": "linear", "gate_noise": False,
-        "redraw": 0.0, "noise": 0.0, "layout": "copy", "rank": 16,
+        "redraw": 0.0, "noise": 0.0, "layout": "copy", "rank": 16, "experts_from": [],
         "parts": 1, "shared": 1, "dense_layers": 0, "base": "dense", "base_dtype": "float32",
         "base_fingerprint": fingerprint(Checkpoint(tiny_dense)),
     }  # fmt: skip

@@ -308,7 +308,7 @@ def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
     assert (rows == 1) == can_join  # sliding windows are read as before
 
 
-@pytest.mark.parametrize("shared", [2, 1000])
+@pytest.mark.parametrize("shared", [2, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_prompts_are_read_a_few_tokens_at_a_time_and_the_answers_stay(
     model_type: str, shared: int, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
