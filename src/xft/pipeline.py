@@ -59,7 +59,7 @@ def space_needed(recipe: Recipe, out: Path) -> int:
 
     base = Checkpoint(resolve_base(recipe.base))
     dense = sum(torch.Size(base.shape(name)).numel() for name in base.names())
-    origins = [] if branched(recipe) else [Checkpoint(resolve_base(model)) for model in recipe.upcycle.experts_from]
+    origins = [Checkpoint(resolve_base(model)) for model in recipe.upcycle.origins]
     plan = plan_mixture(base, recipe.upcycle, recipe.seed, origins)
     mixture = sum(torch.Size(tensor.shape).numel() for tensor in plan)
     stored = base.dtype(base.family.embedding).itemsize
@@ -93,7 +93,7 @@ def look_up_names(recipe: Recipe) -> None:
     routed, _ = split_counts(
         upcycle.router, upcycle.experts, upcycle.active, shared=upcycle.shared, parts=upcycle.parts
     )
-    refuse_idle(recipe.sft.soup if branched(recipe) else len(upcycle.experts_from), routed)
+    refuse_idle(recipe.sft.soup if upcycle.from_soup else len(upcycle.origins), routed)
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":
             raise RecipeError(f"merge.also: {method} is made in every run; name other methods")
@@ -124,8 +124,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     }  # fmt: skip
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
-    models = [] if recipe.upcycle.experts_from == "soup" else recipe.upcycle.experts_from
-    origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in models}
+    origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in recipe.upcycle.origins}
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
              outside={"base": digest}),
@@ -139,7 +138,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         ),
         *([Node(name="soup/mean", config={}, after=souped, outside={}, work=work.soup(souped))] if members else []),
         Node(name="upcycle", config=recipe.upcycle.model_dump(), outside=origins, work=work.upcycle(souped),
-             after=(dense_of(recipe), *(souped if branched(recipe) else ()))),
+             after=(dense_of(recipe), *(souped if recipe.upcycle.from_soup else ()))),
         Node(name="moe", after=("upcycle", "data"), outside={}, work=work.moe(train),
              config={"tune": tune, "epochs": recipe.tune.epochs, "prompt": style}),
         Node(name="merge/uniform", config=merging("uniform"), after=("moe",), outside={},
@@ -172,14 +171,9 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     return nodes
 
 
-def branched(recipe: Recipe) -> bool:
-    """Tell whether the mixture is made of a soup's members (Branch-Train-MiX, arXiv 2403.07816)."""
-    return recipe.upcycle.experts_from == "soup"
-
-
 def dense_of(recipe: Recipe) -> str:
     """Return the stage of the dense model that is upcycled."""
-    return "soup/mean" if branched(recipe) else "base"
+    return "soup/mean" if recipe.upcycle.from_soup else "base"
 
 
 def sft_epochs(recipe: Recipe) -> int:
@@ -239,10 +233,8 @@ class _Work:
             from xft.upcycle import upcycle
 
             recipe, dense = self.recipe, self.out / dense_of(self.recipe)
-            if recipe.upcycle.experts_from == "soup":
-                origins = [self.out / name for name in souped]
-            else:
-                origins = [resolve_base(model) for model in recipe.upcycle.experts_from]
+            own = [self.out / name for name in souped] if recipe.upcycle.from_soup else []
+            origins = own or [resolve_base(model) for model in recipe.upcycle.origins]
             upcycle(dense, folder, recipe.upcycle, recipe.seed, name=recipe.base, origins=origins)
             write_json(folder / "proof.json", prove(dense, folder).as_dict())
 

@@ -102,6 +102,16 @@ class UpcycleConfig(Section):
     gate_noise: bool = True
     """Learned Gaussian noise on the gate's logits in training (Shazeer et al., as in the reference)."""
 
+    @property
+    def from_soup(self) -> bool:
+        """Tell whether the experts are the SFT runs of a run's soup."""
+        return self.experts_from == "soup"
+
+    @property
+    def origins(self) -> list[str]:
+        """Return the models that `experts_from` names; none where they are a run's own."""
+        return [] if isinstance(self.experts_from, str) else self.experts_from
+
     @model_validator(mode="after")
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
@@ -314,7 +324,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _a_soup_has_members(self) -> Recipe:
-        if self.upcycle.experts_from == "soup" and self.sft.soup < 2:
+        if self.upcycle.from_soup and self.sft.soup < 2:
             raise ValueError("upcycle.experts_from=soup takes the SFT runs of a soup; set sft.soup to their number")
         return self
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,14 @@ def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
     store.put(key, {"text": "ö"})
     assert Store(tmp_path).get(key) == {"text": "ö"}
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+def test_threads_that_keep_the_same_value_do_not_disturb_each_other(tmp_path: Path) -> None:
+    key = Store.key(kind="test")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(Store(tmp_path).put, key), range(400)))
+    assert Store(tmp_path).get(key) in range(400)
+    assert len(list(tmp_path.rglob("*.json*"))) == 1
 
 
 class Units:

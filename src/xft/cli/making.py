@@ -131,7 +131,7 @@ def upcycle(
 
     split_counts(config.router, config.experts, config.active, shared=config.shared, parts=config.parts)
     folder = resolve_base(base)
-    origins = [resolve_base(model) for model in config.experts_from]
+    origins = [resolve_base(model) for model in config.origins]
 
     def work(partial: Path, _meter: Meter) -> None:
         work_on(folder, partial, config, seed, name=base, origins=origins)

@@ -51,7 +51,7 @@ class Cell:
         """Return the stages that make the cell's model from the base."""
         from xft.report.collect import made_by
 
-        return made_by(self.row, self.recipe.sft.soup, self.recipe.upcycle.experts_from == "soup")
+        return made_by(self.row, self.recipe.sft.soup, self.recipe.upcycle.from_soup)
 
     def command(self, recipe: str) -> str:
         """Return the command that makes this run alone, from the same recipe."""

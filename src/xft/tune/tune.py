@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError, RecipeError, RunError
+from xft.eval.sandbox.confine import PR_SET_PDEATHSIG, prctl
 from xft.memory import keep_heap_warm
 from xft.moe.mixture import Mixture, is_mixture
 from xft.moe.slices import ungated
@@ -53,7 +53,6 @@ from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ROUTED, ResponseTrainer, accumulation, training_arguments
 
 RESUME = "resume"
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +98,14 @@ def _launch(job: TuneJob, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | dict(os.environ)
     command += ["-m", "xft.tune.tune", str(spec)]
-    done = subprocess.run(command, check=False, env=threads, preexec_fn=_end_with_parent)
+    # When this process is killed the launcher gets SIGTERM, at which it ends its workers
+    ending = partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+    done = subprocess.run(command, check=False, env=threads, preexec_fn=ending)
     if done.returncode:
         if (Path(job.out) / "diverged.json").exists():
             raise DivergedError(read_json(Path(job.out) / "diverged.json", {})["message"])
         raise RunError(f"{job.out}: a training process failed (exit code {done.returncode}); its message is above")
     spec.unlink()
-
-
-def _end_with_parent() -> None:
-    """Let this process, and the workers that it ends then, not outlive the one that started it, kill -9 included."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def train(job: TuneJob) -> None:
