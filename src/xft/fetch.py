@@ -168,7 +168,7 @@ def _download(requirement: str, folder: Path) -> str:
 
 REASON = 80
 """Characters of the hub client's own message that are worth showing."""
-HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_NAME = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 
 
 def fetch_snapshot(name: str, *, kind: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:

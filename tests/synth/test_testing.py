@@ -145,7 +145,7 @@ def test_asserts_and_test_functions_are_read_and_the_solutions_own_names_left_ou
 from my_module import add
 from solution import *
 import math
-values = [1]
+values: list[int] = [1]
 def add(x):
     return 0
 def test_it():
@@ -157,7 +157,7 @@ assert add(1) == 2
 print(add(1))
 """
     suite = python.suite(f"```python\n{text}\n```", GOOD)
-    assert suite.setup == "import math\nvalues = [1]\ndef helper(x):\n    return x"
+    assert suite.setup == "import math\nvalues: list[int] = [1]\ndef helper(x):\n    return x"
     assert suite.tests == ("def test_it():\n    assert add(values[0]) == 2\ntest_it()", "assert add(1) == 2")
     assert python.suite(TESTS, GOOD).tests == tuple(TESTS.split("\n"))
 

@@ -18,7 +18,9 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; the s
 Data = Annotated[
     list[str] | None, typer.Option("--data", metavar="FILE...", help="JSONL, JSON or Parquet files, or a hub data set.")
 ]
-More = Annotated[list[str] | None, typer.Argument(hidden=True)]
+More = Annotated[
+    list[str] | None, typer.Argument(metavar="FILE", help="The further files of --data.", show_default=False)
+]
 Column = Annotated[
     list[str] | None, typer.Option(help="Which column is which, such as instruction=prompt; repeatable.")
 ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_prompts import STUBS, ToyPrompts, answers
 
-from xft.errors import CheckpointError, RecipeError, UnknownNameError
+from xft.errors import CheckpointError, DataError, RecipeError, UnknownNameError
 from xft.eval.benchmark import Request
 from xft.eval.generate import Answer, Ask, Backend, Sampling, decode, open_backend
 from xft.eval.generate.decode import Row, _Writer, sample_tokens
@@ -468,3 +468,8 @@ def test_the_back_end_is_a_backend(backend: Backend) -> None:
     assert sorted(ask.task_id for unit in units for ask in unit) == sorted(STUBS)
     lengths = [len(ask.task_id) for unit in units for ask in unit]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_an_empty_prompt_is_named(backend: Any) -> None:
+    with pytest.raises(DataError, match="a prompt is empty"):
+        prompt_tokens(Request(instruction=None, prefix="", stop=()), backend.tokenizer, "completion")

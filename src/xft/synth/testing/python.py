@@ -12,6 +12,8 @@ from xft.synth.mutate import mutants
 from xft.synth.rules import code_in, parsed
 from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testing
 
+SETUP = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
+"""What tests may need above them. Bare calls are left out: teachers print, and call their tests."""
 SHOWN = 200
 """Characters of a wrong result."""
 GOT = re.compile(r"^AssertionError: got (.*?)(?: \(line \d+\))?$", re.DOTALL)
@@ -53,9 +55,7 @@ def suite(text: str, code: str) -> Suite:
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not ast.unparse(node.args):
             if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
                 tests[f"{ast.unparse(node)}\n{node.name}()"] = None
-        elif isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.FunctionDef | ast.ClassDef) and not (
-            known & set(_names(node))
-        ):
+        elif isinstance(node, SETUP) and not (known & set(_names(node))):
             setup.append(ast.unparse(node))
     return Suite(setup="\n".join(setup), tests=tuple(tests)[:MOST_TESTS])
 
@@ -81,6 +81,8 @@ def _names(node: ast.stmt) -> list[str]:
             return [name]
         case ast.Assign(targets=targets):
             return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             return [alias.asname or alias.name for alias in names]
     return []
