@@ -194,7 +194,7 @@ def test_other_models_for_the_experts_make_another_mixture(
     overrides: list[str], tiny_bf16: Path, tmp_path: Path
 ) -> None:
     def upcycled(model: Path) -> Any:
-        nodes = pipeline.graph(recipe_with(overrides, f"upcycle.experts_from=[{model}]"), tmp_path)
+        nodes = pipeline.graph(recipe_with(overrides, f"upcycle.experts_from={model}"), tmp_path)
         return next(node for node in nodes if node.name == "upcycle")
 
     other = shutil.copytree(tiny_bf16, tmp_path / "same-name" / tiny_bf16.name)

@@ -112,6 +112,11 @@ class UpcycleConfig(Section):
         """Return the models that `experts_from` names; none where they are a run's own."""
         return [] if isinstance(self.experts_from, str) else self.experts_from
 
+    @field_validator("experts_from", mode="before")
+    @classmethod
+    def _one_model(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value != "soup" else value
+
     @model_validator(mode="after")
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
