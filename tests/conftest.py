@@ -13,6 +13,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time to threads
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow suite, of a test that is `sampled`, whatever has no value of a parameter for the first time."""
+    seen: dict[object, set[tuple[str, str]]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
+            values = {(name, str(value)) for name, value in item.callspec.params.items()}
+            known = seen.setdefault(item.function, set())
+            if values <= known:
+                item.add_marker(pytest.mark.slow)
+            known |= values
+
+
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -35,6 +35,7 @@ def damaged(base: Path, out: Path, change: Callable[[dict[str, Tensor]], object]
     return mixture
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("active", [2, 3, 4])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_fresh_mixture_proves_itself(
@@ -66,6 +67,7 @@ def test_a_sharded_mixture_proves_itself(tiny_dense: Path, tmp_path: Path) -> No
     assert prove(tiny_dense, sharded) == prove(tiny_dense, single)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
 def test_the_streamed_forward_pass_is_the_models_own(
@@ -78,6 +80,7 @@ def test_the_streamed_forward_pass_is_the_models_own(
     torch.testing.assert_close(hidden_states(Checkpoint(folder), ids, torch.float32), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("projection", ["gate_proj", "up_proj"])
 @pytest.mark.parametrize("expert", range(EXPERTS - 1))
 @pytest.mark.parametrize("layer", [0, 1])

@@ -49,6 +49,7 @@ def upcycled(base: Path, out: Path, seed: int = 0, **options: Any) -> Path:
     return out
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("active", [2, 3, 4, 5])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_an_upcycled_model_equals_its_dense_parent_for_any_number_of_active_experts(
@@ -61,6 +62,7 @@ def test_an_upcycled_model_equals_its_dense_parent_for_any_number_of_active_expe
     assert float(logits(base).std()) > 0.1  # against logits of this size
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("gate", ["mlp", "linear"])
 @pytest.mark.parametrize("router", FAITHFUL)
 def test_the_equality_holds_for_every_rule_that_promises_it_and_every_gate(
@@ -87,6 +89,7 @@ def tuned(dense_of: Callable[..., Path], tmp_path: Path) -> Callable[[Path, int]
     return model
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "starcoder2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_routed_experts_can_come_from_other_models_in_turn(
@@ -284,6 +287,7 @@ def changed(base: Path, out: Path, change: Callable[[dict[str, Tensor]], object]
     return out
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_weight_that_is_not_finite_is_an_error_that_names_the_tensor(

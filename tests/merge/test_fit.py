@@ -61,6 +61,7 @@ def materialised(merging: Merging, mixture: Path, shared_weight: float, logits_L
     return weights
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shared_weight", [0.0, LAMBDA, 1.0])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_contraction_gives_the_gradient_of_autograd_through_the_mixed_matrices(

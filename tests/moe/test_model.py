@@ -52,12 +52,12 @@ def python(code: str, *arguments: object) -> str:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import xft, transformers",
-        "import transformers.models.auto.modeling_auto, xft",
         "import xft.families, transformers.models.llama.modeling_llama, xft.moe.model",
         *(  # each starts a Python of its own, which takes 7 seconds
             pytest.param(imports, marks=pytest.mark.slow)
             for imports in (
+                "import xft, transformers",
+                "import transformers.models.auto.modeling_auto, xft",
                 "import xft.upcycle",
                 "import xft, transformers.models.llama.modeling_llama",
                 "import xft, transformers.models.qwen3.modeling_qwen3, transformers.models.llama.modeling_llama",

@@ -86,6 +86,7 @@ def test_it_is_stored_once_proved_and_left_out_of_the_merged_model(
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(base), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layout", "router"),
     [(layout, name) for layout in LAYOUTS for name, rule in ROUTERS.items()

@@ -18,6 +18,11 @@ from xft.eval.generate.decode import Row, _Writer, sample_tokens
 from xft.eval.generate.tokens import end_tokens, prompt_tokens
 from xft.families import FAMILIES
 
+A_FEW_FAMILIES = [
+    pytest.param(name, marks=() if name in ("llama", "gemma2", "gpt_neox") else pytest.mark.slow) for name in FAMILIES
+]
+"""Layers that keep all, that have a window, and an attention of another make; the slow suite has all families."""
+
 
 def opened(model: Path, *, style: str = "chat", batch: int = 5) -> Any:
     return open_backend("transformers", str(model), style=style, batch=batch, precision="fp32")
@@ -287,7 +292,7 @@ def test_equal_prompts_are_read_once_however_long(
     assert [rows for rows, tokens in shapes if tokens > 1] == [1]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", A_FEW_FAMILIES)
 def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
     model_type: str, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +314,7 @@ def test_what_prompts_begin_with_is_read_once_and_the_answers_stay(
 
 
 @pytest.mark.parametrize("shared", [2, pytest.param(1000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", A_FEW_FAMILIES)
 def test_prompts_are_read_a_few_tokens_at_a_time_and_the_answers_stay(
     model_type: str, shared: int, dense_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_some_router_preserves_the_dense_model(layout: str) -> None:
     assert promising(layout)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_fresh_mixture_of_every_family_proves_itself_and_merges_to_its_base(
@@ -133,6 +134,7 @@ def choosing(mixture: Mixture, copy: int) -> Coefficients:
     return Coefficients(shares_LPR, torch.zeros(layers, 1) if mixture.layout.weighs_shared else None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "starcoder2", "gpt_neox"])
@@ -162,6 +164,7 @@ def test_a_merge_of_chosen_experts_computes_what_the_mixture_does_when_it_choose
     assert float((outputs[0] - outputs[1]).abs().max()) > 0.01  # they are different experts
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("router", ["deepseek-sigmoid", "topk-softmax"])
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_the_equal_merge_is_the_mean_of_the_merges_of_single_copies(
@@ -183,6 +186,7 @@ def test_the_equal_merge_is_the_mean_of_the_merges_of_single_copies(
         torch.testing.assert_close(tensor, mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layout", "router"), [(name, router) for name in LAYOUTS for router in ("deepseek-sigmoid", "topk-softmax")]
 )
@@ -211,6 +215,7 @@ def test_learned_coefficients_have_the_gradient_of_finite_differences(
         assert abs(gradient) > 1e-4
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("router", ["deepseek-sigmoid", "topk-softmax"])
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize("model_type", ["qwen2", "phi3", "gpt_neox"])
@@ -245,6 +250,7 @@ def test_its_cost_is_counted_from_the_config_alone(layout: str, router: str, tin
     assert count(model).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
 def test_the_first_layers_can_stay_dense(
