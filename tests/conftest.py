@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if values <= known:
                 item.add_marker(pytest.mark.slow)
             known |= values
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which each stage of a run calls, the libraries that the tests have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 SIZES = {
