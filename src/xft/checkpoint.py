@@ -177,14 +177,16 @@ def copy_of(source: Checkpoint, name: str) -> Planned:
     )
 
 
-def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Return the tensor itself.
+def finite(tensor: torch.Tensor, name: str, made_of: Iterable[tuple[str, torch.Tensor]] = ()) -> torch.Tensor:
+    """Return the tensor itself; a sum of others, `made_of`, stands for these, and only if it fails are they looked at.
 
     Raises:
-        CheckpointError: it holds NaN or infinity.
+        CheckpointError: it holds NaN or infinity; the message names the first of what it was made of that does.
     """
     # The extremes are NaN where any value is; a mask, or a sum in fp32, would need memory of its own.
     if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+        for source, other in made_of:
+            finite(other, source)
         raise CheckpointError(f"tensor {name!r} holds NaN or infinity; fetch or make the model again")
     return tensor
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from xft.errors import CheckpointError, RecipeError
@@ -47,6 +47,15 @@ def test_weights_are_divided_by_their_sum(tiny_dense: Path, tmp_path: Path) -> N
     one, two, mixed = (load_file(folder / "model.safetensors") for folder in (tiny_dense, other, out))
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, 0.75 * one[name] + 0.25 * two[name])
+
+
+def test_the_model_that_is_not_finite_is_named(tiny_dense: Path, tmp_path: Path) -> None:
+    other = another(tiny_dense, tmp_path / "other", 1)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("inf")
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"other/model\.norm\.weight' holds NaN or infinity"):
+        soup([tiny_dense, other], None, tmp_path)
 
 
 def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path) -> None:

@@ -235,6 +235,9 @@ def test_an_expert_that_is_not_finite_is_an_error_that_names_the_tensor(
     mixture = changed(tiny_moe, tmp_path / "moe", lambda tensors: tensors[name].view(-1)[5:6].fill_(float("nan")))
     with pytest.raises(CheckpointError, match=rf"'{name}' holds NaN or infinity"):
         written(mixture, tmp_path / "merged")
+    without = torch.zeros(2, SHARES.shape[1])  # nor is it hidden by a weight of 0
+    with pytest.raises(CheckpointError, match=rf"'{name}' holds NaN or infinity"):
+        written(mixture, tmp_path / "without", without)
 
 
 @pytest.mark.parametrize("part", ["experts.up_proj", "shared_expert.up_proj.weight"])

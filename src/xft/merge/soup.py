@@ -47,8 +47,9 @@ def soup(
                 raise CheckpointError(f"{source.folder}: {name} is {source.shape(name)}, {first.folder} has {shape}")
 
     def averaged(name: str) -> list[Tensor]:
-        matrices = [finite(source.read(name), name) for source in sources]
-        return [linear(matrices, tensor(shares)).to(first.dtype(name))]
+        matrices = [source.read(name) for source in sources]
+        named = [(f"{source.folder}/{name}", matrix) for source, matrix in zip(sources, matrices, strict=True)]
+        return [finite(linear(matrices, tensor(shares)), name, made_of=named).to(first.dtype(name))]
 
     plan = [
         Planned(name=name, shape=shape, dtype=first.dtype(name), make=partial(averaged, name))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,27 +94,33 @@ def write_merged(
         mixture.tensor_names(layer, part)[0]: (layer, part) for layer in layers for part in mixture.parts
     }
 
-    def merged(layer: int, part: Part, name: str) -> list[Tensor]:
-        for source in mixture.tensor_names(layer, part):
-            finite(mixture.read(source), source)
-        mixed = torch.empty(mixture.part_shape(part))
+    shapes = [mixture.part_shape(part) for part in mixture.parts]
+    room = torch.empty(max(map(math.prod, shapes)))  # for one matrix after the other: new memory has to be faulted in
+
+    def merged(layer: int, part: Part, name: str) -> Iterator[Tensor]:
+        experts = [(source, mixture.read(source)) for source in mixture.tensor_names(layer, part)]
+        if differences is not None:  # their comparisons would hide what is not finite; a plain sum hides nothing
+            for source, tensor in experts:
+                finite(tensor, source)
+        shape = mixture.part_shape(part)
+        mixed = room[: math.prod(shape)].view(shape)
         for number, piece in enumerate(mixture.pieces(layer, part)):
             weights_E = coefficients.of(layer - layers.start, part.place, piece)
             if differences is None:
                 linear(piece.experts, weights_E, out=piece.view(mixed))
             else:
                 piece.view(mixed).copy_(differences.combined(name, number, piece, weights_E))
-        finite(mixed, name)
+        finite(mixed, name, made_of=experts)
         if dtype == torch.float32:
-            return [mixed]
-        rounded = torch.empty(mixed.shape, dtype=dtype)
+            yield mixed
+            return
         for rows in row_blocks(mixed):
-            rounded[rows].copy_(mixed[rows])
-            error = mixed[rows].sub_(rounded[rows].float()).abs_()
+            rounded = mixed[rows].to(dtype)
+            error = mixed[rows].sub_(rounded).abs_()
             rounding["largest"] = max(rounding["largest"], float(error.max()))
             rounding["sum"] += float(error.sum())
+            yield rounded
         rounding["weights"] += mixed.numel()
-        return [rounded]
 
     plan: list[Planned] = []
     for name in mixture.names():
