@@ -116,6 +116,7 @@ def scores(results: Results) -> list[Any]:
     return [(line.name, line.status, line.key, line.scores) for line in (*results.screened, *results.lines)]
 
 
+@pytest.mark.slow
 def test_three_share_all_cells_and_each_stage_is_made_once(common: dict[str, Any], toys: Toys, tmp_path: Path) -> None:
     settings = {"methods": METHODS, "keep": "scores", "choose": CHOOSE}
     alone = toys(grid_of(common, tmp_path / "grid", **settings), tmp_path / "alone")
