@@ -16,7 +16,7 @@ demo: $(VENV)/.train    ## the main job on the embedded model: about a quarter o
 check: $(VENV)/.dev     ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --num-workers 2
+	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 
 test: check             ## what CI runs; two processes, a test file in one of them

@@ -178,10 +178,12 @@ def copy_of(source: Checkpoint, name: str) -> Planned:
 
 
 def finite(tensor: torch.Tensor, name: str, made_of: Iterable[tuple[str, torch.Tensor]] = ()) -> torch.Tensor:
-    """Return the tensor itself; a sum of others, `made_of`, stands for these, and only if it fails are they looked at.
+    """Return the tensor itself.
+
+    `made_of` are the named tensors of which it is the sum. They are looked at only if it is not finite, for the message.
 
     Raises:
-        CheckpointError: it holds NaN or infinity; the message names the first of what it was made of that does.
+        CheckpointError: it holds NaN or infinity; the message names the first of `made_of` that does, or else itself.
     """
     # The extremes are NaN where any value is; a mask, or a sum in fp32, would need memory of its own.
     if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 18
-"""Entries that are mixed at a time: two blocks of fp32 stay in a core's own cache."""
+"""Entries that are mixed at a time; of the powers of 2 from 16 to 21 the fastest on a core of an AMD EPYC."""
 
 
 @dataclass(frozen=True, kw_only=True)
