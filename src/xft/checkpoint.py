@@ -180,7 +180,8 @@ def copy_of(source: Checkpoint, name: str) -> Planned:
 def finite(tensor: torch.Tensor, name: str, made_of: Iterable[tuple[str, torch.Tensor]] = ()) -> torch.Tensor:
     """Return the tensor itself.
 
-    `made_of` are the named tensors of which it is the sum. They are looked at only if it is not finite, for the message.
+    `made_of` are the named tensors of which it is the sum. They are looked at only if it is not finite, to
+    name the cause.
 
     Raises:
         CheckpointError: it holds NaN or infinity; the message names the first of `made_of` that does, or else itself.
