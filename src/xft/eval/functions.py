@@ -166,6 +166,15 @@ def judge_asserts(problem: Problem, code: str, sandbox: Sandbox, *, seconds: flo
     """
     if checks := split_tests(problem.tests, problem.entry_point):
         return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=seconds))
+    return judge_beside(problem, code, sandbox, seconds=seconds)
+
+
+def judge_beside(problem: Problem, code: str, sandbox: Sandbox, *, seconds: float) -> Judgement:
+    """Run a program and a problem's tests in one process, where the program could meddle with them.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
     outcome = sandbox.run(f"{code}\n{problem.tests}\n", seconds=seconds, memory_mb=MEMORY_MB)
     return judgement(outcome, in_process=True)
 

@@ -1,6 +1,7 @@
 """`pairs:FILE`: a user's own problems. The laws of all benchmarks are checked in test_laws.py, on the same file."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,29 @@ def test_a_reference_that_fails_its_tests_is_named(tmp_path, sandbox):
     assert [tool.fault for tool in benchmark.tools(sandbox)] == [""]
 
 
+@pytest.mark.parametrize(
+    ("response", "tests"),
+    [
+        ("def ups(n):\n    yield from range(n)\n", "assert list(ups(2)) == [0, 1]"),
+        ("def ups(n):\n    return lambda: n\n", "assert ups(2)() == 2"),
+        ("def ups(n):\n    return list(n)\n", "assert ups(range(2)) == [0, 1]"),
+    ],
+)
+def test_values_that_cannot_leave_the_process_are_judged_in_it(tmp_path, sandbox, response, tests):
+    benchmark = write(tmp_path / "mine.jsonl", {"instruction": "Count.", "response": response, "tests": tests}, GOOD)
+    benchmark.tools(sandbox)
+    first, second = (benchmark.judge(each, each.canonical, sandbox) for each in benchmark.problems())
+    assert [(each.status, each.in_process) for each in (first, second)] == [("passed", True), ("passed", False)]
+    assert benchmark.judge(benchmark.problems()[0], "def ups(n):\n    return []\n", sandbox).status != "passed"
+
+
+def test_the_pairs_of_the_package_are_problems_too(sandbox, tmp_path):
+    shipped = tmp_path / "shipped.jsonl"
+    shipped.write_bytes((files("xft.data") / "python.jsonl").read_bytes())
+    benchmark = BENCHMARKS[f"pairs:{shipped}"]
+    assert [tool.fault for tool in benchmark.tools(sandbox)] == [""]
+
+
 def test_references_are_run_once_a_process(tmp_path, sandbox, monkeypatch):
     benchmark = write(tmp_path / "once.jsonl", {**GOOD, "instruction": "Once."})
     benchmark.tools(sandbox)
@@ -104,7 +128,8 @@ def test_references_are_run_once_a_process(tmp_path, sandbox, monkeypatch):
     ("record", "reason"),
     [
         ({**GOOD, "tests": None}, "no tests"),
-        ({**GOOD, "tests": "assert inc(1) == 2"}, "no tests"),
+        ({**GOOD, "tests": [1]}, "no tests"),
+        ({**GOOD, "tests": ""}, "no tests"),
         ({**GOOD, "tests": ["assert inc("]}, "not Python"),
         ({**GOOD, "tests": ["assert 1 == 1"]}, "defines nothing that its tests use"),
         ({**GOOD, "response": "I can't."}, "defines nothing that its tests use"),

@@ -1,7 +1,7 @@
 """`pairs:FILE`: problems of one's own, pairs with tests out of a file, as `xft synth` writes them.
 
-A record has `instruction`, `response` (the reference) and `tests`, a list of asserts, there or in its `meta`; beside
-them there may be `setup`, what the tests import or define. The instruction is put to the model as it stands.
+A record has `instruction`, `response` (the reference) and `tests`, a list of asserts or their text, there or in its
+`meta`; beside them there may be `setup`, what the tests import or define. The instruction is put to the model as it stands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xft.data.sources import SUFFIXES, BadRecordError, read_records, to_example
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.extract import FENCE, extract_program, parse, parseable_prefix
-from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts
+from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts, judge_beside
 from xft.prompts import PROMPTS
 from xft.recipe import PAIRS, folder_of
 
@@ -31,19 +31,24 @@ SECONDS = 10.0
 """For all tests of a problem together."""
 CHAT_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
 STOPS = (*SPECIAL_STOPS, "\nassert")
-PROVED: set[tuple[str, str]] = set()
-"""Data and sandbox levels of which this process has seen all references pass: a run scores many models."""
+PROVED: dict[tuple[str, str], frozenset[str]] = {}
+"""Data and sandbox levels of which this process has seen all references pass: a run scores many models. With each, the
+problems that are judged in the candidate's process: whose arguments or answers, an iterator say, can't leave it."""
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class Pairs(FunctionBenchmark):
-    """A file's records as problems. Asserts about one function are split; other tests run beside the candidate."""
+    """A file's records as problems. Asserts about one function are split; other tests run beside the candidate.
+
+    So do those that the reference passes only there.
+    """
 
     limits: Mapping[str, Any] = {"seconds": SECONDS, "memory_mb": MEMORY_MB}
 
     def __init__(self, file: str) -> None:
         self.name = folder_of(PAIRS + file)
         self.path = Path(file)
+        self.beside: frozenset[str] = frozenset()
 
     def problems(self) -> Sequence[Problem]:
         """Read all records; read again only when the file has changed.
@@ -89,8 +94,8 @@ class Pairs(FunctionBenchmark):
         """
         proof = (self.data_hash(), str(sandbox.level))
         if proof not in PROVED:
-            self._prove(sandbox)
-            PROVED.add(proof)
+            PROVED[proof] = self._prove(sandbox)
+        self.beside = PROVED[proof]
         return super().tools(sandbox)
 
     def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
@@ -99,17 +104,23 @@ class Pairs(FunctionBenchmark):
         Raises:
             SandboxError: the sandbox failed; says nothing about the program.
         """
-        return judge_asserts(problem, code, sandbox, seconds=SECONDS)
+        judged = judge_beside if problem.task_id in self.beside else judge_asserts
+        return judged(problem, code, sandbox, seconds=SECONDS)
 
-    def _prove(self, sandbox: Sandbox) -> None:
-        """See that every reference passes; one that was short of time is judged again, alone."""
+    def _prove(self, sandbox: Sandbox) -> frozenset[str]:
+        """See that every reference passes, one that was short of time alone; return those that do only beside tests."""
         problems = self.problems()
         with ThreadPoolExecutor(2) as pool:
             verdicts = list(pool.map(lambda each: self.judge(each, each.canonical, sandbox), problems))
-        failed = {}
+        failed: dict[str, str] = {}
+        beside: set[str] = set()
         for problem, first in zip(problems, verdicts, strict=True):
             verdict = self.judge(problem, problem.canonical, sandbox) if first.strained else first
-            if verdict.status != "passed":
+            if verdict.status == "passed":
+                continue
+            if judge_beside(problem, problem.canonical, sandbox, seconds=SECONDS).status == "passed":
+                beside.add(problem.task_id)
+            else:
                 failed[problem.task_id] = f"{verdict.status}: {verdict.error or 'no message'}"
         if failed:
             first_id, said = next(iter(failed.items()))
@@ -117,6 +128,7 @@ class Pairs(FunctionBenchmark):
                 f"{self.path}: {len(failed)} of {len(problems)} responses do not pass their own tests, first that of "
                 f"record {first_id.rpartition('/')[2]} ({said}); correct these records or leave them out"
             )
+        return frozenset(beside)
 
     def _read(self) -> tuple[Sequence[Problem], str]:
         if not self.path.is_file() or not self.path.name.endswith(SUFFIXES):
@@ -153,8 +165,9 @@ def _problem(record: Any, where: str, task_id: str) -> Problem:
     meta = example.meta.get("meta")
     holder = example.meta if example.meta.get("tests") or not isinstance(meta, dict) else meta
     tests, setup = holder.get("tests"), holder.get("setup", "")
+    tests = [tests] if isinstance(tests, str) and tests else tests
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in (*tests, setup)):
-        raise BadRecordError("no tests, a list of asserts, in the record or its meta")
+        raise BadRecordError("no tests, a list of asserts or their text, in the record or its meta")
     text = "\n".join([setup, *tests] if setup else tests)
     if parse(text) is None:
         raise BadRecordError("its tests are not Python")
