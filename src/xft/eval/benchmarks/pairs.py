@@ -1,7 +1,8 @@
 """`pairs:FILE`: problems of one's own, pairs with tests out of a file, as `xft synth` writes them.
 
 A record has `instruction`, `response` (the reference) and `tests`, a list of asserts or their text, there or in its
-`meta`; beside them there may be `setup`, what the tests import or define. The instruction is put to the model as it stands.
+`meta`; beside them there may be `setup`, what the tests import or define. The instruction is put to the model as it
+stands.
 """
 
 from __future__ import annotations
