@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 
 $(VENV)/.%: pyproject.toml constraints.txt   # an extra of pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 demo: $(VENV)/.train    ## the main job on the embedded model: about a quarter of an hour on 2 cores
@@ -17,7 +17,6 @@ check: $(VENV)/.dev     ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks
 
 test: check             ## what CI runs; two processes, a test file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist loadfile

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to the slow suite, of a test that is `sampled`, whatever has no value of a parameter for the first time."""
     seen: dict[object, set[tuple[str, str]]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
+        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled") and hasattr(item, "callspec"):
             values = {(name, str(value)) for name, value in item.callspec.params.items()}
             known = seen.setdefault(item.function, set())
             if values <= known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -265,6 +266,7 @@ def write_json(path: Path, tree: Any) -> None:
     fresh.replace(path)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python, xft and the libraries that results depend on."""
     found = {"python": platform.python_version(), "xft": __version__}

@@ -145,7 +145,8 @@ def test_a_report_of_something_else_is_refused(xft: Xft, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_tune_exits_with_130_and_the_same_command_finishes(
     number: signal.Signals, xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -270,6 +270,7 @@ def test_verdicts_do_not_count_before_the_scoring_is_over(run: Path) -> None:
     assert [each.benchmark for each in report.attempts] == ["humaneval+"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", ['{"half": ', "[]", "{}", "\ud800\n"], ids=["cut", "list", "empty", "no-utf8"])
 @pytest.mark.parametrize(
     "file",

@@ -19,6 +19,12 @@ from xft.recipe import load_any
 Run = Callable[..., list[str]]
 
 
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the curation run in this process: to start others takes longer than all the work."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     seeds = tmp_path / "seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -12,8 +13,9 @@ from xft.errors import RunError
 from xft.report import table
 
 
+@functools.cache
 def environment() -> Environment:
-    """Return the templates of the package, by their paths in it, such as `report/page.html`.
+    """Return the templates of the package, by their paths in it, such as `report/page.html`; read once a process.
 
     Completions, and whatever else is shown, are untrusted text: autoescape stays on, and only xft.report.plots makes
     Markup.

@@ -112,7 +112,7 @@ def test_values_that_cannot_leave_the_process_are_judged_in_it(tmp_path, sandbox
 
 def test_the_pairs_of_the_package_are_problems_too(sandbox, tmp_path):
     shipped = tmp_path / "shipped.jsonl"
-    shipped.write_bytes((files("xft.data") / "python.jsonl").read_bytes())
+    shipped.write_bytes(b"".join((files("xft.data") / "python.jsonl").read_bytes().splitlines(keepends=True)[2::6]))
     benchmark = BENCHMARKS[f"pairs:{shipped}"]
     assert [tool.fault for tool in benchmark.tools(sandbox)] == [""]
 

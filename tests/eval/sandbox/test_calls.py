@@ -10,6 +10,8 @@ from levels import LEVELS, open_box
 
 from xft.eval.sandbox import Call, Outcome, Returned, Sandbox, server
 
+pytestmark = pytest.mark.sampled
+
 
 @pytest.fixture(params=LEVELS, scope="module")
 def box(request):

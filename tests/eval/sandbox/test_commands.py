@@ -9,6 +9,8 @@ from levels import LEVELS, open_box
 
 from xft.eval.sandbox import Outcome, Sandbox, Step
 
+pytestmark = pytest.mark.sampled
+
 PYTHON = "/usr/bin/python3"
 
 

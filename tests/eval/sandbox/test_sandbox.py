@@ -13,6 +13,8 @@ import pytest
 from xft.errors import MissingExtraError, SandboxError
 from xft.eval.sandbox import Sandbox, detect_level, follow, sandbox, server
 
+pytestmark = pytest.mark.sampled
+
 LEVELS = ("namespaces", "landlock", "unsafe")
 CONFINED = LEVELS[:2]
 
