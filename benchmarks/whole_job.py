@@ -1,4 +1,4 @@
-"""Time the whole way of a mixture, upcycling, tuning and the learned merge, against SFT of as many epochs.
+"""Time the whole way of a mixture, upcycling, tuning and the learned merge, against SFT of as many epochs in all.
 
     python benchmarks/whole_job.py [--recipe smollm2-135m-demo] [--layouts delta copy] [KEY=VALUE ...]
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from xft.recipe import Recipe, load_recipe
 from xft.stage import read_manifest
 
 STAGES = ("upcycle", "moe", "merge/learned")
@@ -32,6 +33,8 @@ def main() -> None:
             out = Path(folder, layout)
             command = [sys.executable, "-m", "xft", "run", options.recipe, "--out", str(out)]
             command += [f"upcycle.layout={layout}", "eval.benchmarks=[]", *options.overrides]
+            recipe: Recipe = load_recipe(options.recipe, options.overrides)
+            command.append(f"sft.epochs={recipe.tune.epochs + recipe.merge.epochs}")
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             manifests = {stage: read_manifest(out / stage) or {} for stage in ("sft", *STAGES)}
             sft, *others = (manifest["wall_seconds"] for manifest in manifests.values())

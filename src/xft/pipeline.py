@@ -119,9 +119,8 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         heeded = MERGE_METHODS[method].heeded
         return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
 
-    sft = {
-        "tune": tune, "epochs": sft_epochs(recipe), "prompt": style, "lr": recipe.sft.lr or recipe.tune.lr,
-    }  # fmt: skip
+    epochs, rate = recipe.sft.epochs or recipe.tune.epochs, recipe.sft.lr or recipe.tune.lr
+    sft = {"tune": tune, "epochs": epochs, "prompt": style, "lr": rate}
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
     origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in recipe.upcycle.origins}
@@ -174,11 +173,6 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
 def dense_of(recipe: Recipe) -> str:
     """Return the stage of the dense model that is upcycled."""
     return "soup/mean" if recipe.upcycle.from_soup else "base"
-
-
-def sft_epochs(recipe: Recipe) -> int:
-    """Return the SFT control's passes over the training pairs."""
-    return recipe.sft.epochs or recipe.tune.epochs + recipe.merge.epochs
 
 
 def _data_hash(entry: BenchmarkConfig) -> str:
@@ -242,7 +236,9 @@ class _Work:
 
     def sft(self, train: Path, seed: int) -> Callable[[Path, Meter], None]:
         recipe = self.recipe
-        return self._tune("base", train, sft_epochs(recipe), recipe.sft.lr or recipe.tune.lr, seed, "tune SFT")
+        return self._tune(
+            "base", train, recipe.sft.epochs or recipe.tune.epochs, recipe.sft.lr or recipe.tune.lr, seed, "tune SFT"
+        )
 
     def soup(self, members: Sequence[str]) -> Callable[[Path, Meter], None]:
         def work(folder: Path, _meter: Meter) -> None:

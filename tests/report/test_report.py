@@ -66,6 +66,13 @@ def test_identical_answers_and_losses_cannot_be_told_apart(run: Path) -> None:
     assert "can't tell on held-out loss" in said
 
 
+@pytest.mark.parametrize(("sft", "tune", "said"), [(3, 2, True), (2, 2, False), ("null", 2, False)])
+def test_another_number_of_passes_is_said_beside_the_verdict(run: Path, sft: object, tune: int, said: bool) -> None:
+    (run / "recipe.yaml").write_text(f"{RECIPE}sft: {{epochs: {sft}}}\ntune: {{epochs: {tune}}}\n")
+    wanted = "SFT made 3 passes over the pairs, the mixture 2: a difference may come of that."
+    assert (wanted in verdict(collect(run))) == said
+
+
 def test_a_row_that_is_better_everywhere_is_better(run: Path) -> None:
     shutil.rmtree(run / "eval/xft/humaneval+")
     write_solved(run, "sft", [False] * 164)

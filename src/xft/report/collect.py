@@ -78,7 +78,10 @@ def collect(run: Path) -> Report:
         upcycle = tree.get("upcycle") or {}
         first, parts = int(upcycle.get("dense_layers", 0)), int(upcycle.get("parts", 1))
         also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
-        souped = int((tree.get("sft") or {}).get("soup", 1))
+        sft = tree.get("sft") or {}
+        souped = int(sft.get("soup", 1))
+        mixtures = int((tree.get("tune") or {}).get("epochs") or 0)
+        passes = int(sft.get("epochs") or mixtures), mixtures
         branched = upcycle.get("experts_from") == "soup"
     rows = _row_names(run, styles, also, souped)
     makers = {row: made_by(row, souped, branched) for row in rows}
@@ -99,6 +102,7 @@ def collect(run: Path) -> Report:
         proof=_json(run / "upcycle" / "proof.json", _proof),
         data=_json(run / "data" / "summary.json", lambda tree: _data(tree, _fits(run, stages))),
         attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
+        passes=passes if mixtures and passes[0] != mixtures else None,
     )
 
 

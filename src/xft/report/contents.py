@@ -218,6 +218,8 @@ class Report:
     proof: Proof | None = None
     data: Data | None = None
     attempts: tuple[Attempts, ...] = ()
+    passes: tuple[int, int] | None = None
+    """SFT's and the mixture's passes over the pairs, where they differ."""
 
     @property
     def date(self) -> str | None:

@@ -133,7 +133,7 @@ def _gain(gain: Difference | None, scale: float, digits: int) -> Cell:
 
 
 def verdict(report: Report) -> str:
-    """Say in one sentence what the run shows about XFT against SFT."""
+    """Say what the run shows about XFT against SFT, and what else may have made a difference."""
     xft = report.row("xft")
     said = [_on_benchmark(name, result.gain) for name, result in xft.results.items() if result.gain]
     if xft.loss_gain:
@@ -143,7 +143,12 @@ def verdict(report: Report) -> str:
         return (
             f"XFT against SFT: not compared yet, there are no scores for {' and '.join(missing) or 'the same items'}."
         )
-    return f"XFT against SFT: {'; '.join(said)}."
+    text = f"XFT against SFT: {'; '.join(said)}."
+    if report.passes:
+        text += " SFT made {} passes over the pairs, the mixture {}: a difference may come of that.".format(
+            *report.passes
+        )
+    return text
 
 
 def _on_benchmark(name: str, gain: Difference) -> str:
