@@ -22,6 +22,8 @@ BETWEEN_LABELS = 15
 """Pixels from one line's name to the next at a chart's right edge."""
 NEAR = 30
 """Percent of a chart's width within which two names could lie over one another."""
+FAR = 3 * BETWEEN_LABELS
+"""Pixels below its dot from which on a name would be taken for another dot's, and is left out."""
 LEAST_SCALE = 0.01
 """Deviations below 1% stay pale, so that noise doesn't look like structure."""
 
@@ -180,7 +182,10 @@ def scatter(
     percent: bool = False,
     reference: float | None = None,
 ) -> Markup:
-    """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place."""
+    """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place.
+
+    Names that find no room near their dots are left out; each dot tells its own when it is pointed at.
+    """
     shown = [(place, mark, mark.at) for place, mark in points if mark.at]
     if not shown:
         return Markup(f'<p class="note">{NOT_RUN.capitalize()}.</p>')
@@ -201,12 +206,15 @@ def scatter(
         mean, low, high = (100 - y.at(value) for value in values)
         across = x.at(place)
         parts.append(
-            f'<g class="{mark.tone}"><line class="whisker" x1="{across:.2f}%" x2="{across:.2f}%" y1="{low:.2f}%"'
+            f'<g class="{mark.tone}"><title>{escape(mark.label)}</title>'
+            f'<line class="whisker" x1="{across:.2f}%" x2="{across:.2f}%" y1="{low:.2f}%"'
             f' y2="{high:.2f}%"/><circle cx="{across:.2f}%" cy="{mean:.2f}%" r="5"/></g>'
         )
         down = height * mean / 100
         while any(abs(across - other) < NEAR and abs(down - taken) < BETWEEN_LABELS for other, taken in named):
             down += 1
+        if down > min(height * mean / 100 + FAR, height):
+            continue
         named.append((across, down))
         anchor, aside = ("end", -9) if across > 60 else ("start", 9)
         parts.append(
