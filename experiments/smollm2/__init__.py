@@ -1,0 +1,1 @@
+"""SFT, soup and merges on SmolLM2-135M."""
