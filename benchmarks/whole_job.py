@@ -32,9 +32,9 @@ def main() -> None:
         for layout in options.layouts:
             out = Path(folder, layout)
             command = [sys.executable, "-m", "xft", "run", options.recipe, "--out", str(out)]
-            command += [f"upcycle.layout={layout}", "eval.benchmarks=[]", *options.overrides]
             recipe: Recipe = load_recipe(options.recipe, options.overrides)
-            command.append(f"sft.epochs={recipe.tune.epochs + recipe.merge.epochs}")
+            passes = recipe.tune.epochs + recipe.merge.epochs
+            command += [f"upcycle.layout={layout}", "eval.benchmarks=[]", f"sft.epochs={passes}", *options.overrides]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             manifests = {stage: read_manifest(out / stage) or {} for stage in ("sft", *STAGES)}
             sft, *others = (manifest["wall_seconds"] for manifest in manifests.values())

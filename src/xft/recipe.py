@@ -185,7 +185,7 @@ class SftConfig(Section):
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; tune's by default."""
     epochs: Annotated[int, Field(ge=1)] | None = None
-    """Passes over the training pairs; by default tune's, lest one more or less pass for the mixture's doing."""
+    """Passes over the training pairs; by default tune's, so that a difference is not due to their number."""
     soup: Annotated[int, Field(ge=1)] = 1
     """From 2 on: average so many SFT runs, on the same pairs with other training seeds, and score that too."""
 

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
-from synthetic_run import LAYERS, RECIPE, ROUTED, write_json, write_lines, write_losses, write_solved, write_training
+from synthetic_run import (
+    LAYERS,
+    RECIPE,
+    ROUTED,
+    write_json,
+    write_lines,
+    write_losses,
+    write_solved,
+    write_stage,
+    write_training,
+)
 
 from xft.errors import RunError
 from xft.report import collect, plots, render, score_table, verdict, write_report
@@ -66,11 +76,25 @@ def test_identical_answers_and_losses_cannot_be_told_apart(run: Path) -> None:
     assert "can't tell on held-out loss" in said
 
 
-@pytest.mark.parametrize(("sft", "tune", "said"), [(3, 2, True), (2, 2, False), ("null", 2, False)])
-def test_another_number_of_passes_is_said_beside_the_verdict(run: Path, sft: object, tune: int, said: bool) -> None:
-    (run / "recipe.yaml").write_text(f"{RECIPE}sft: {{epochs: {sft}}}\ntune: {{epochs: {tune}}}\n")
-    wanted = "SFT made 3 passes over the pairs, the mixture 2: a difference may come of that."
-    assert (wanted in verdict(collect(run))) == said
+@pytest.mark.parametrize(
+    ("sft", "mixture", "experts", "said"),
+    [
+        (3, 2, "null", "Passes over the pairs: SFT 3, the mixture 2; a difference may come of that."),
+        (1, 1, "soup", "Passes over the pairs: SFT 1, the mixture 2; a difference may come of that."),
+        (2, 2, "null", ""),
+        (None, 2, "null", ""),
+    ],
+)
+def test_another_number_of_passes_is_said_beside_the_verdict(
+    run: Path, sft: int | None, mixture: int, experts: str, said: str
+) -> None:
+    text = RECIPE.replace("  active: 6\n", f"  active: 6\n  experts_from: {experts}\n")
+    (run / "recipe.yaml").write_text(f"{text}sft: {{soup: 2}}\n" if experts == "soup" else text)
+    write_stage(run, "sft", epochs=sft)
+    write_stage(run, "moe", epochs=mixture)
+    found = verdict(collect(run))
+    assert ("Passes" in found) == bool(said)
+    assert found.endswith(said)
 
 
 def test_a_row_that_is_better_everywhere_is_better(run: Path) -> None:

@@ -211,7 +211,7 @@ def _method(
 
 def _shared(a: Values, b: Values) -> tuple[Values, Values]:
     """Keep the items that both have, seed by seed; a fault of the sandbox may have cost one of them an item."""
-    keys = [ours.keys() & theirs.keys() for ours, theirs in zip(a, b, strict=True)]
+    keys = [[item for item in ours if item in theirs] for ours, theirs in zip(a, b, strict=True)]
     kept = ([{item: one[item] for item in items} for one, items in zip(each, keys, strict=True)] for each in (a, b))
     return next(kept), next(kept)
 

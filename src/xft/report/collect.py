@@ -78,10 +78,7 @@ def collect(run: Path) -> Report:
         upcycle = tree.get("upcycle") or {}
         first, parts = int(upcycle.get("dense_layers", 0)), int(upcycle.get("parts", 1))
         also = [str(method) for method in (tree.get("merge") or {}).get("also") or []]
-        sft = tree.get("sft") or {}
-        souped = int(sft.get("soup", 1))
-        mixtures = int((tree.get("tune") or {}).get("epochs") or 0)
-        passes = int(sft.get("epochs") or mixtures), mixtures
+        souped = int((tree.get("sft") or {}).get("soup", 1))
         branched = upcycle.get("experts_from") == "soup"
     rows = _row_names(run, styles, also, souped)
     makers = {row: made_by(row, souped, branched) for row in rows}
@@ -102,7 +99,7 @@ def collect(run: Path) -> Report:
         proof=_json(run / "upcycle" / "proof.json", _proof),
         data=_json(run / "data" / "summary.json", lambda tree: _data(tree, _fits(run, stages))),
         attempts=tuple(each for name in benchmarks if (each := _attempts(run, name))),
-        passes=passes if mixtures and passes[0] != mixtures else None,
+        passes=_passes(stages, branched),
     )
 
 
@@ -165,6 +162,15 @@ def stage_at(run: Path, place: str) -> Stage | None:
         )
 
     return _json(run / place / "manifest.json", build)
+
+
+def _passes(stages: Mapping[str, Stage], branched: bool) -> tuple[int, int] | None:
+    """Return how often SFT and the mixture were trained on the pairs, where that is known and differs."""
+    sft, mixture = (stages[place].config.get("epochs") if place in stages else None for place in ("sft", "moe"))
+    if sft is None or mixture is None:
+        return None
+    made = int(mixture) + (int(sft) if branched else 0)  # its experts are SFT runs
+    return (int(sft), made) if int(sft) != made else None
 
 
 def _number(value: Any) -> float | None:

@@ -145,9 +145,7 @@ def verdict(report: Report) -> str:
         )
     text = f"XFT against SFT: {'; '.join(said)}."
     if report.passes:
-        text += " SFT made {} passes over the pairs, the mixture {}: a difference may come of that.".format(
-            *report.passes
-        )
+        text += " Passes over the pairs: SFT {}, the mixture {}; a difference may come of that.".format(*report.passes)
     return text
 
 

@@ -110,6 +110,16 @@ def test_values_that_cannot_leave_the_process_are_judged_in_it(tmp_path, sandbox
     assert benchmark.judge(benchmark.problems()[0], "def ups(n):\n    return []\n", sandbox).status != "passed"
 
 
+@pytest.mark.parametrize(
+    "tests",
+    ["def test_inc():\n    assert inc(1) == 2\n", "inc\nassert True", "for case in []:\n    assert inc(case) == 2\n"],
+)
+def test_tests_that_any_program_passes_are_named(tmp_path, sandbox, tests):
+    benchmark = write(tmp_path / "mine.jsonl", GOOD, {**GOOD, "tests": tests})
+    with pytest.raises(DataError, match=r"record 2 \(its tests pass whatever the response does\)"):
+        benchmark.tools(sandbox)
+
+
 def test_the_pairs_of_the_package_are_problems_too(sandbox, tmp_path):
     shipped = tmp_path / "shipped.jsonl"
     shipped.write_bytes(b"".join((files("xft.data") / "python.jsonl").read_bytes().splitlines(keepends=True)[2::6]))

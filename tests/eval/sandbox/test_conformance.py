@@ -21,8 +21,6 @@ from levels import LEVELS, open_box
 
 from xft.eval.sandbox import Sandbox
 
-pytestmark = pytest.mark.sampled
-
 SECRET = f"{MARK}-secret"
 
 PRELUDE = """

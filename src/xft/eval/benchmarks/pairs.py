@@ -41,7 +41,7 @@ DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 class Pairs(FunctionBenchmark):
     """A file's records as problems. Asserts about one function are split; other tests run beside the candidate.
 
-    So do those that the reference passes only there.
+    Asserts that the reference passes only in the candidate's process run there too.
     """
 
     limits: Mapping[str, Any] = {"seconds": SECONDS, "memory_mb": MEMORY_MB}
@@ -109,24 +109,36 @@ class Pairs(FunctionBenchmark):
         return judged(problem, code, sandbox, seconds=SECONDS)
 
     def _prove(self, sandbox: Sandbox) -> frozenset[str]:
-        """See that every reference passes, one that was short of time alone; return those that do only beside tests."""
+        """See that every reference passes, and that no tests in the candidate's process pass whatever it defines.
+
+        Return the problems whose references pass only in that process; what ran out of time does not become one.
+        """
         problems = self.problems()
-        with ThreadPoolExecutor(2) as pool:
-            verdicts = list(pool.map(lambda each: self.judge(each, each.canonical, sandbox), problems))
         failed: dict[str, str] = {}
         beside: set[str] = set()
+
+        def judged(problem: Problem) -> Judgement:
+            return judge_asserts(problem, problem.canonical, sandbox, seconds=SECONDS)
+
+        with ThreadPoolExecutor(2) as pool:
+            verdicts = list(pool.map(judged, problems))
         for problem, first in zip(problems, verdicts, strict=True):
-            verdict = self.judge(problem, problem.canonical, sandbox) if first.strained else first
-            if verdict.status == "passed":
-                continue
-            if judge_beside(problem, problem.canonical, sandbox, seconds=SECONDS).status == "passed":
-                beside.add(problem.task_id)
-            else:
+            verdict = judged(problem) if first.strained else first
+            if verdict.status in ("wrong", "failed") and not verdict.in_process:
+                inside = judge_beside(problem, problem.canonical, sandbox, seconds=SECONDS)
+                if inside.status == "passed":
+                    verdict = inside
+                    beside.add(problem.task_id)
+            if verdict.status != "passed":
                 failed[problem.task_id] = f"{verdict.status}: {verdict.error or 'no message'}"
+            elif verdict.in_process:
+                nothing = "".join(f"def {name}(*_, **__):\n    return object()\n" for name in _names(problem.canonical))
+                if judge_beside(problem, nothing, sandbox, seconds=SECONDS).status == "passed":
+                    failed[problem.task_id] = "its tests pass whatever the response does"
         if failed:
             first_id, said = next(iter(failed.items()))
             raise DataError(
-                f"{self.path}: {len(failed)} of {len(problems)} responses do not pass their own tests, first that of "
+                f"{self.path}: {len(failed)} of {len(problems)} responses are not proved by their tests, first that of "
                 f"record {first_id.rpartition('/')[2]} ({said}); correct these records or leave them out"
             )
         return frozenset(beside)
