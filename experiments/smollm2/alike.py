@@ -33,7 +33,9 @@ def main() -> None:
     for run in parser.parse_args().runs:
         for matrix in MATRICES:
             figures = alike(run, matrix)
-            print(f"{f'{run.parent.name} {matrix}':40}" + "".join(f"{figures[column]:>15.4f}" for column in COLUMNS))
+            print(
+                f"{f'{Path(*run.parts[-2:])} {matrix}':40}" + "".join(f"{figures[column]:>15.4f}" for column in COLUMNS)
+            )
 
 
 def alike(run: Path, matrix: str) -> Mapping[str, float]:
@@ -41,6 +43,11 @@ def alike(run: Path, matrix: str) -> Mapping[str, float]:
     places = {"base": "base", "sft": "sft", "merge": "merge/uniform", "moe": "moe"}
     if (run / "soup/2").is_dir():
         places["other"] = "soup/2"
+    for place in places.values():
+        if not (run / place / "model.safetensors").is_file():
+            raise SystemExit(
+                f"{run}: no {place}/model.safetensors; a run of SFT and a uniform merge of copies is needed"
+            )
     files: dict[str, Any] = {
         name: safe_open(run / place / "model.safetensors", framework="pt") for name, place in places.items()
     }
