@@ -119,7 +119,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         heeded = MERGE_METHODS[method].heeded
         return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
 
-    epochs, rate = recipe.sft.epochs or recipe.tune.epochs, recipe.sft.lr or recipe.tune.lr
+    epochs, rate = sft_schedule(recipe)
     sft = {"tune": tune, "epochs": epochs, "prompt": style, "lr": rate}
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
@@ -173,6 +173,11 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
 def dense_of(recipe: Recipe) -> str:
     """Return the stage of the dense model that is upcycled."""
     return "soup/mean" if recipe.upcycle.from_soup else "base"
+
+
+def sft_schedule(recipe: Recipe) -> tuple[int, float]:
+    """Return the SFT control's passes over the training pairs and its peak learning rate: tune's, but for its own."""
+    return recipe.sft.epochs or recipe.tune.epochs, recipe.sft.lr or recipe.tune.lr
 
 
 def _data_hash(entry: BenchmarkConfig) -> str:
@@ -235,10 +240,7 @@ class _Work:
         return work
 
     def sft(self, train: Path, seed: int) -> Callable[[Path, Meter], None]:
-        recipe = self.recipe
-        return self._tune(
-            "base", train, recipe.sft.epochs or recipe.tune.epochs, recipe.sft.lr or recipe.tune.lr, seed, "tune SFT"
-        )
+        return self._tune("base", train, *sft_schedule(self.recipe), seed, "tune SFT")
 
     def soup(self, members: Sequence[str]) -> Callable[[Path, Meter], None]:
         def work(folder: Path, _meter: Meter) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from browser import CHROMIUM, WIDTHS, measure
 from xft.experiment.cells import write_outcomes
+from xft.experiment.collect import _shared
 from xft.experiment.config import Grid, load_grid
 from xft.experiment.plan import Plan
 from xft.experiment.report import markdown, render, results_table, write_results
@@ -217,3 +218,10 @@ def test_names_of_a_scatter_do_not_lie_over_one_another() -> None:
     assert max(downs) <= 150 + plots.FAR
     assert all(b - a >= plots.BETWEEN_LABELS for a, b in itertools.pairwise(downs))
     assert drawing.count("<title>m") == 9
+
+
+def test_what_two_methods_share_keeps_its_order_whatever_the_hashes() -> None:
+    ours = {f"item/{number}": float(number) for number in range(50)}
+    theirs = dict(reversed(ours.items())) | {"item/else": 1.0}
+    for kept in _shared([ours], [theirs]):
+        assert list(kept[0]) == list(ours)
