@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoTokenizer
 from xft.checkpoint import SINGLE, Checkpoint
 from xft.errors import CheckpointError
 from xft.families import FAMILIES
+from xft.merge.combine import Options, task_arithmetic
 from xft.merge.fit import Merging
 from xft.merge.methods import Coefficients
-from xft.merge.write import write_merged
+from xft.merge.write import Differences, write_merged
 from xft.moe.mixture import Mixture
 from xft.recipe import MergeConfig, UpcycleConfig
 from xft.upcycle import upcycle
@@ -109,9 +110,12 @@ def merging_with(mixture: Path, shares_LR: Tensor = SHARES) -> Merging:
     return merging.eval()
 
 
-def written(mixture: Path, out: Path, shares_LR: Tensor = SHARES) -> dict[str, float]:
-    out.mkdir()
-    return write_merged(Mixture(mixture), Coefficients(shares_LR[:, None], torch.full((2, 1), LAMBDA)), out)
+def written(
+    mixture: Path, out: Path, shares_LR: Tensor = SHARES, differences: Differences | None = None
+) -> dict[str, float]:
+    out.mkdir(exist_ok=True)
+    coefficients = Coefficients(shares_LR[:, None], torch.full((2, 1), LAMBDA))
+    return write_merged(Mixture(mixture), coefficients, out, differences)
 
 
 @pytest.mark.parametrize("name", [*sorted(FAMILIES), "tied llama", "tied qwen2"])
@@ -227,17 +231,31 @@ def changed(mixture: Path, out: Path, change: Callable[[dict[str, Any]], object]
     return out
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("part", ["experts.up_proj", "shared_expert.up_proj.weight"])
 def test_an_expert_that_is_not_finite_is_an_error_that_names_the_tensor(
-    part: str, tiny_moe: Path, tmp_path: Path
+    part: str, value: str, dtype: str, moe_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     name = f"model.layers.1.mlp.{part}"
-    mixture = changed(tiny_moe, tmp_path / "moe", lambda tensors: tensors[name].view(-1)[5:6].fill_(float("nan")))
+    mixture = changed(
+        moe_of("llama", dtype), tmp_path / "moe", lambda tensors: tensors[name].view(-1)[5:6].fill_(float(value))
+    )
     with pytest.raises(CheckpointError, match=rf"'{name}' holds NaN or infinity"):
         written(mixture, tmp_path / "merged")
     without = torch.zeros(2, SHARES.shape[1])  # nor is it hidden by a weight of 0
     with pytest.raises(CheckpointError, match=rf"'{name}' holds NaN or infinity"):
         written(mixture, tmp_path / "without", without)
+
+
+def test_a_merged_weight_that_the_bases_dtype_can_not_hold_is_an_error(
+    dense_of: Callable[..., Path], moe_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    far = Differences(
+        combine=task_arithmetic, base=Checkpoint(dense_of("llama", "float16")), options=Options(scale=1e9)
+    )
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.mlp.\w+_proj.weight' holds NaN or infinity"):
+        written(moe_of("llama", "float16"), tmp_path, differences=far)
 
 
 @pytest.mark.parametrize("part", ["experts.up_proj", "shared_expert.up_proj.weight"])

@@ -36,22 +36,19 @@ def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = 
     first, *others = experts_E
     weight, *weights = weights_E.tolist()
     mixed = torch.empty(first.shape, dtype=torch.float32, device=weights_E.device) if out is None else out
-    blocks = list(row_blocks(mixed))
     same = all(expert.dtype == mixed.dtype and expert.device == mixed.device for expert in others)
-    held = torch.empty(0 if same else mixed[blocks[0]].numel(), dtype=mixed.dtype, device=mixed.device)
-    for rows in blocks:
-        part = mixed[rows].copy_(first[rows]).mul_(weight)
-        for expert, share in zip(others, weights, strict=True):
-            own = expert[rows] if same else held[: part.numel()].view(part.shape).copy_(expert[rows])
-            part.add_(own, alpha=share)
+    blocks = row_blocks(mixed)
+    held = torch.empty_like(blocks[0][:0] if same else blocks[0])
+    for part, own, *rest in zip(blocks, *map(row_blocks, experts_E), strict=True):
+        part.copy_(own).mul_(weight)
+        for other, share in zip(rest, weights, strict=True):
+            part.add_(other if same else held[: len(part)].copy_(other), alpha=share)
     return mixed
 
 
-def row_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Cut a tensor's first dimension into blocks of about BLOCK entries."""
-    rows = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
-    for start in range(0, len(tensor), rows):
-        yield slice(start, start + rows)
+def row_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor along its first dimension into views of about BLOCK entries."""
+    return tensor.split(max(1, BLOCK * len(tensor) // max(tensor.numel(), 1)))
 
 
 def task_arithmetic(experts_E: Sequence[Tensor], base: Tensor, weights_E: Tensor, options: Options) -> Tensor:

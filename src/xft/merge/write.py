@@ -110,15 +110,18 @@ def write_merged(
                 linear(piece.experts, weights_E, out=piece.view(mixed))
             else:
                 piece.view(mixed).copy_(differences.combined(name, number, piece, weights_E))
-        finite(mixed, name, made_of=experts)
         if dtype == torch.float32:
-            yield mixed
+            yield finite(mixed, name, made_of=experts)
             return
-        for rows in row_blocks(mixed):
-            rounded = mixed[rows].to(dtype)
-            error = mixed[rows].sub_(rounded).abs_()
+        blocks = row_blocks(mixed)
+        rounded_room, back_room = torch.empty_like(blocks[0], dtype=dtype), torch.empty_like(blocks[0])
+        for part in blocks:
+            rounded = rounded_room[: len(part)].copy_(part)
+            error = part.sub_(back_room[: len(part)].copy_(rounded)).abs_()
             rounding["largest"] = max(rounding["largest"], float(error.max()))
             rounding["sum"] += float(error.sum())
+            if not math.isfinite(rounding["sum"]):  # it is where a weight was not finite, or no longer is
+                finite(mixed, name, made_of=experts)
             yield rounded
         rounding["weights"] += mixed.numel()
 
