@@ -175,8 +175,8 @@ def main() -> None:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
             for job in JOBS:
-                read = [base] if job == "upcycle" else [mixture, base] if job == "cp merge" else [mixture]
-                subprocess.run(["cat", *_weights(*read)], check=True, stdout=subprocess.DEVNULL)
+                inputs = [base] if job == "upcycle" else [mixture, base] if job == "cp merge" else [mixture]
+                subprocess.run(["cat", *_weights(*inputs)], check=True, stdout=subprocess.DEVNULL)
                 command = [sys.executable, __file__, "--work", job, str(base), str(mixture), str(merged)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 taken, peak = done.stdout.split()[-2:]

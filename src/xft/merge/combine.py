@@ -48,7 +48,8 @@ def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = 
 
 def row_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Cut a tensor along its first dimension into views of about BLOCK entries."""
-    return tensor.split(max(1, BLOCK * len(tensor) // max(tensor.numel(), 1)))
+    blocks: tuple[Tensor, ...] = tensor.split(max(1, BLOCK * len(tensor) // max(tensor.numel(), 1)))
+    return blocks
 
 
 def task_arithmetic(experts_E: Sequence[Tensor], base: Tensor, weights_E: Tensor, options: Options) -> Tensor:

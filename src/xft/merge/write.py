@@ -115,9 +115,9 @@ def write_merged(
             return
         blocks = row_blocks(mixed)
         rounded_room, back_room = torch.empty_like(blocks[0], dtype=dtype), torch.empty_like(blocks[0])
-        for part in blocks:
-            rounded = rounded_room[: len(part)].copy_(part)
-            error = part.sub_(back_room[: len(part)].copy_(rounded)).abs_()
+        for block in blocks:
+            rounded = rounded_room[: len(block)].copy_(block)
+            error = block.sub_(back_room[: len(block)].copy_(rounded)).abs_()
             rounding["largest"] = max(rounding["largest"], float(error.max()))
             rounding["sum"] += float(error.sum())
             if not math.isfinite(rounding["sum"]):  # it is where a weight was not finite, or no longer is
