@@ -99,6 +99,7 @@ STOCK.register("qwen3-moe")(
     Stock(
         families=("qwen3",), rules=QWEN_RULES, model_type="qwen3_moe", model_class="Qwen3MoeForCausalLM",
         expert=QWEN_EXPERT, names=OWN_NAMES, gate=QWEN_GATE, config=_qwen,
+        window=False,  # it has one for all layers, where Qwen3's begins at max_window_layers
     )
 )  # fmt: skip
 STOCK.register("qwen2-moe")(

@@ -49,7 +49,7 @@ def write_sources(folder: Path, count: int = 300, seed: int = 0) -> Path:
             case 3:
                 row["response"] = ""
             case 5:
-                row["response"] = "```python\nvalue = (\n```"
+                row["response"] = "```python\nvalue = (\n```\nMail jane.doe@gmail.com"
             case 7:
                 row["response"] += "\nMail jane.doe@gmail.com"
             case 9:
@@ -301,14 +301,14 @@ def xft(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     folder, out = write_sources(tmp_path / "in"), tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("steps: [schema, length: {max_lines: 3}]\ndedup: {near: false}\n")
+    recipe.write_text("steps: [schema, length: {max_lines: 4}]\ndedup: {near: false}\n")
     call = ("curate", out, "--data", folder, "--recipe", recipe, "--workers", "1", "--set", "mix.shuffle=true")
     assert xft(monkeypatch, *call) == 0
     printed = capfd.readouterr()
-    assert "could not be read" in printed.out and "response over 3 lines" in printed.out
+    assert "could not be read" in printed.out and "response over 4 lines" in printed.out
     assert "(humaneval, mbpp: by ten-word runs only; ds1000, " in printed.err
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["config"]["steps"][1] == {"name": "length", "options": {"max_lines": 3}}
+    assert manifest["config"]["steps"][1] == {"name": "length", "options": {"max_lines": 4}}
     assert manifest["inputs"]["benchmark mbpp"] == "fingerprints"
     assert xft(monkeypatch, *call) == 0
     assert "done before" in capfd.readouterr().out

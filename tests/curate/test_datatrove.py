@@ -90,6 +90,6 @@ def test_ray_gives_the_records_of_the_local_executor(
 def test_records_survive_the_way_there_and_back() -> None:
     for example in (
         Example(instruction="ask", response="answer", source="a:1", meta={"license": "MIT"}),
-        Example(instruction="", response="text", source="a:2", meta={"kind": "text"}),
+        Example(instruction="", response="text", source="a:2", meta={"n": 1}),
     ):
         assert to_example(to_document(example)) == example

@@ -40,6 +40,9 @@ def test_upsampling_repeats_a_small_source() -> None:
 def test_budget_is_met_by_weight() -> None:
     assert shares(choose(TOKENS, SOURCES, [3, 1], MixConfig(tokens=100), 0)) == {0: 80, 1: 30}
     assert shares(choose(TOKENS, SOURCES, [1, 1], MixConfig(tokens=10_000), 0)) == {0: 1000, 1: 200}
+    assert shares(choose(TOKENS, SOURCES, [1, 1], MixConfig(tokens=600), 0)) == {0: 400, 1: 200}
+    assert shares(choose(TOKENS, SOURCES, [1, 1], MixConfig(tokens=600, repeats=2), 0)) == {0: 300, 1: 300}
+    assert shares(choose(TOKENS, SOURCES, [1, 99], MixConfig(tokens=300), 0)) == {0: 100, 1: 200}
     assert shares(choose(TOKENS, SOURCES, [1, 1], MixConfig(tokens=10_000, weighted=True), 0)) == {0: 200, 1: 200}
 
 

@@ -30,7 +30,7 @@ def pair(response: str = PYTHON, instruction: str = "Double a number.", **meta: 
 
 
 def text(response: str) -> Example:
-    return Example(instruction="", response=response, source="here:1", meta={"kind": "text"})
+    return Example(instruction="", response=response, source="here:1")
 
 
 def fenced(code: str, label: str) -> str:
@@ -53,6 +53,8 @@ KEPT: dict[str, list[Example]] = {
         pair(JAVA, language="java"),
         pair("no code here"),
         pair(fenced("x = (", "")),
+        pair("1. Write this:\n\n    ```python\n    def f():\n        return 1\n    ```\n"),
+        pair(fenced(">>> double(2)\n4", "python")),
         pair(fenced("total nonsense {", "klingon")),
     ],
     "words": [text(PROSE)],
@@ -65,9 +67,12 @@ KEPT: dict[str, list[Example]] = {
         pair("password = 'correct horse'"),
         pair("token = os.environ['SECRET_TOKEN_OF_SERVICE_2']"),
         pair("postgres://user:${PASSWORD}@host/db"),
+        pair("postgres://user:hunter2xyz@localhost/db"),
+        pair("API_KEY=your_api_key_4711_here\nTOKEN=$(cat /run/token_file_17)\nexport KEY=abcdefghijklmnopq"),
     ],
     "personal": [
         pair("Write to jane@example.com or root@localhost."),
+        pair("git clone git@github.com:bob/x.git"),
         pair("ping 192.168.1.20 and 127.0.0.1, version 1.2.3.4, dns 8.8.8.8"),
         pair("call (555) 123-4567 or +1 555 010 9999"),
         pair("fib = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144]"),
@@ -140,10 +145,14 @@ REJECTED: dict[str, list[tuple[Example, str]]] = {
         (pair("git clone https://bob:hunter2xyz@github.com/bob/x"), "password in an address"),
         (pair("-----BEGIN RSA PRIVATE KEY-----\nMIIE"), "private key"),
         (pair("ghp_" + "a9Bz" * 9), "GitHub token"),
+        (pair("token: github_pat_" + "a9Bz" * 18), "GitHub token"),
+        (pair("psql postgres://bob:hunter2xyz@db.latest.acme.com/x"), "password in an address"),
+        (pair("DB_HOST=db\nexport AWS_SECRET_ACCESS_KEY=q8Zk2LwPx7TnVb4RmYc9\n"), "random value of a secret's name"),
         (pair("api_key = 'q8Zk2LwPx7TnVb4RmYc9'"), "random value of a secret's name"),
     ],
     "personal": [
         (pair("Write to jane.doe@gmail.com."), "e-mail address"),
+        (pair("jane.doe@gmail.com: she wrote it"), "e-mail address"),
         (pair("Call +49 30 9018 2746 now"), "telephone number"),
         (pair("connect('93.184.216.34')"), "public IP address"),
         (pair("card 4539 1488 0343 6467"), "card number"),

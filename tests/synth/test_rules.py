@@ -9,6 +9,7 @@ from xft.synth.rules import code_in, copies, fault_of, parsed, same_key, section
 @pytest.mark.parametrize(("text", "finish", "reason"), [
     ("Use a list of squares.", "stop", ""),
     ("Use a list.", "length", "unfinished answer"),
+    ("Use a list.", "broken", "unfinished answer"),
     (" \n", "stop", "empty answer"),
     ("", "length", "empty answer"),
     ("I'm sorry, but I can't help with that.", "stop", "refusal"),

@@ -188,6 +188,15 @@ def test_all_five_evolutions_have_words_of_their_own() -> None:
     assert all("Do it mainly like this: " in text for text in texts)
 
 
+@pytest.mark.parametrize(("judgement", "expected"), [
+    ("DIFFERENT", True), ("**Different.** The second asks for more.", True), ("They are not the same.", True),
+    ("SAME", False), ("not different", False), ("The two aren't different.", False), ("SAME, not DIFFERENT", False),
+    ("", False), ("I can't tell.", False),
+])  # fmt: skip
+def test_the_equality_check_reads_the_first_verdict(judgement: str, expected: bool) -> None:
+    assert evol_instruct.differs(judgement) is expected
+
+
 @pytest.mark.parametrize(("evolved", "equal", "reason"), [
     ("Sort it.", "DIFFERENT", "too few words"),
     ("Here is the rewritten task: sort the list.", "DIFFERENT", "repeats the template"),

@@ -122,6 +122,15 @@ def test_a_request_that_is_refused_is_an_answer_that_is_not_kept(serve: Any, tmp
     assert texts(teacher, questions("b")) == ["b it is"]
 
 
+def test_an_answer_that_the_server_broke_off_is_not_kept(serve: Any, tmp_path: Path) -> None:
+    script = Script(echo, finish="content_filter")
+    teacher = opened(serve(script), tmp_path)
+    assert teacher.answer(questions("a"))[0].finish == "broken"
+    script.finish = "stop"
+    assert teacher.answer(questions("a"))[0].finish == "stop"
+    assert len(script.asked) == 2
+
+
 def test_a_server_that_refuses_everything_ends_the_run(serve: Any, tmp_path: Path) -> None:
     script = Script(echo, faults={"": ["status:422"] * 99})
     with pytest.raises(FetchError, match="refused 20 requests in a row, the last: HTTP 422 scripted 422"):

@@ -90,7 +90,10 @@ class MixConfig(Section):
     """How sources become one set."""
 
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """Budget, shared out by the sources' weights; by default everything, or as much as the weights allow."""
+    """Budget, shared out by the sources' weights; by default everything, or as much as the weights allow.
+
+    What a source is too small for goes to the others, unless `weighted`.
+    """
     repeats: Annotated[int, Field(ge=1)] = 1
     """How often a record may be used to fill its source's share (upsampling)."""
     weighted: bool = False

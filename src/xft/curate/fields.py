@@ -24,7 +24,7 @@ def schema(record: Example, _options: Section) -> str | None:
     """Text in every field, and an answer that is not the question."""
     if not record.response.strip():
         return "empty response"
-    if not record.instruction.strip() and record.meta.get("kind") != "text":
+    if not record.instruction.strip() and not record.is_document:
         return "empty instruction"
     if record.instruction.strip() == record.response.strip():
         return "response repeats the instruction"
@@ -61,7 +61,7 @@ class LengthOptions(Section):
 def length(record: Example, options: LengthOptions) -> str | None:
     """Sizes within limits."""
     asked, answered = len(record.instruction.strip()), len(record.response.strip())
-    if asked < options.min_instruction and record.meta.get("kind") != "text":
+    if asked < options.min_instruction and not record.is_document:
         return f"instruction under {options.min_instruction} characters"
     if asked > options.max_instruction:
         return f"instruction over {options.max_instruction} characters"

@@ -44,7 +44,7 @@ def __xft_probe__(*arguments, _now={{}}):
     import random, signal, time
 
     if arguments[0] == {SELECT!r}:
-        _now.update(function=globals()[arguments[1]], seconds=arguments[2], left={CALLS} * arguments[2])
+        _now.update(function=eval(arguments[1]), seconds=arguments[2], left={CALLS} * arguments[2])
         return None
     if _now["left"] <= 0:
         return (False, None)
@@ -99,6 +99,34 @@ class _Probe:
         return True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Function:
+    """A function of an answer, or a method of a class that is made without arguments."""
+
+    node: ast.FunctionDef
+    call: str
+    """Expression of what is called."""
+    bound: bool = False
+    """The first argument is given."""
+
+
+def _functions(tree: ast.Module) -> Iterator[_Function]:
+    """Yield what an answer defines in its outermost scope, in order."""
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef():
+                yield _Function(node=node, call=node.name)
+            case ast.ClassDef():
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                if any(
+                    each.name == "__init__" and len(each.args.args) - len(each.args.defaults) > 1 for each in methods
+                ):
+                    continue
+                for method in methods:
+                    if method.args.args and not method.decorator_list and not method.name.startswith("__"):
+                        yield _Function(node=method, call=f"{node.name}().{method.name}", bound=True)
+
+
 class Functional:
     """The problems that have calls to try."""
 
@@ -121,14 +149,13 @@ class Functional:
             SandboxError: the sandbox failed; says nothing about the answer.
         """
         tree = parse(python_of(record))
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)] if tree else []
-        functions = functions[-MAX_FUNCTIONS:]
+        functions = list(_functions(tree))[-MAX_FUNCTIONS:] if tree else []
         if tree is None or not functions:
             return Tried()
         code = definitions(tree)
         wanted: dict[tuple[int, str], None] = {}
         for function in functions:
-            wanted |= {(number, function.name): None for number in self.by_name.get(function.name, ())}
+            wanted |= {(number, function.call): None for number in self.by_name.get(function.node.name, ())}
         wanted |= dict.fromkeys(self._agreeing(code, functions, words_of(record.instruction)))
         passed = frozenset(number for number, name in wanted if self._solves(number, name, code))
         tried = {probe.reference for function in functions for probe in self._fitting(function)}
@@ -143,20 +170,18 @@ class Functional:
         program = f"{code}\n{reference.problem.entry_point} = {name}\n"
         return BENCHMARKS[reference.benchmark].judge(reference.problem, program, self.sandbox).status == "passed"
 
-    def _agreeing(
-        self, code: str, functions: Sequence[ast.FunctionDef], words: frozenset[str]
-    ) -> Iterator[tuple[int, str]]:
+    def _agreeing(self, code: str, functions: Sequence[_Function], words: frozenset[str]) -> Iterator[tuple[int, str]]:
         """Yield the problems whose first assert holds of a function; those with the instruction's words come first."""
         for function in functions:
             probes = sorted(
                 self._fitting(function), key=lambda probe: -self.references.statement_score(probe.reference, words)
             )
             calls = [call for probe in probes for call in probe.calls]
-            answers = self._answers(code, function.name, calls, FIRST_S)
+            answers = self._answers(code, function.call, calls, FIRST_S)
             for probe in probes:
                 own, answers = answers[: len(probe.calls)], answers[len(probe.calls) :]
                 if probe.holds(own):
-                    yield probe.reference, function.name
+                    yield probe.reference, function.call
 
     def _answers(self, code: str, name: str, calls: Sequence[Call], seconds: float) -> list[tuple[bool, Any]]:
         """Return for each call whether a function came to an answer, and the answer."""
@@ -179,10 +204,10 @@ class Functional:
             answers.append((False, None))  # the call that ended the process
         return answers + [(False, None)] * (len(calls) - len(answers))
 
-    def _fitting(self, function: ast.FunctionDef) -> Iterator[_Probe]:
+    def _fitting(self, function: _Function) -> Iterator[_Probe]:
         """Yield the problems whose entry point could be called like this function."""
-        taken = function.args
-        most = len(taken.posonlyargs) + len(taken.args)
+        taken = function.node.args
+        most = len(taken.posonlyargs) + len(taken.args) - function.bound
         if any(default is None for default in taken.kw_defaults) or most == 0:
             return
         for arity in range(most - len(taken.defaults), most + 1):

@@ -62,11 +62,23 @@ def _by_weight(
     budget = float((config.repeats * sizes / share).min()) if config.weighted else float(config.repeats * sizes.sum())
     if config.tokens is not None:
         budget = min(budget, config.tokens) if config.weighted else config.tokens
+    wanted = share * budget if config.weighted else _filled(share, config.repeats * sizes, budget)
     parts = []
-    for source, part in zip(there.tolist(), share.tolist(), strict=True):
+    for source, part in zip(there.tolist(), wanted.tolist(), strict=True):
         own = np.flatnonzero(sources == source)
         generator = np.random.default_rng([seed, 1 + source])
         order = np.concatenate([generator.permutation(own) for _ in range(config.repeats)])
         before = np.concatenate([[0], np.cumsum(tokens[order])[:-1]])
-        parts.append(order[before < part * budget])
+        parts.append(order[before < part])
     return np.sort(np.concatenate(parts), kind="stable")
+
+
+def _filled(share: NDArray[np.float64], most: NDArray[np.int64], budget: float) -> NDArray[np.float64]:
+    """Share out a budget; what a source is too small for goes to the others, by their shares."""
+    full = np.zeros(len(share), dtype=bool)
+    while True:
+        left = max(budget - most[full].sum(), 0)
+        wanted = np.where(full, most, left * share / max(share[~full].sum(), 1e-12))
+        if not (wanted > most).any():
+            return wanted
+        full |= wanted > most

@@ -34,6 +34,7 @@ MARKS = (
     "AKIA",
     "ASIA",
     "gh",
+    "github_pat_",
     "glpat-",
     "hf_",
     "AIza",
@@ -53,6 +54,15 @@ ASSIGNED = re.compile(
     r"(?::|=|=>|:=)\s*['\"]([^'\"\s]{16,128})['\"]",
     re.I,
 )
+SETTING = re.compile(
+    r"^[ \t]*(?:export[ \t]+)?[A-Z][A-Z0-9_]*(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS?)[A-Z0-9_]*="
+    r"([^\s'\"#(\[]{16,128})[ \t]*$",
+    re.M,
+)
+"""A line of a shell's or an .env file's, whose values need no quotes."""
+CREDENTIALS = re.compile(r"://[^@]*@")
+"""Of an address, what tells whether it is made up: its host may be called anything."""
+LOCAL = re.compile(r"@(?:localhost|127\.|(?:[\w-]+\.)*example\.)", re.I)
 SAMPLE = re.compile(r"example|sample|dummy|placeholder|your[_-]|my[_-]|xxxx|changeme|1234|abcd|test|<|\{|\$", re.I)
 """What made-up secrets are made of."""
 
@@ -69,13 +79,15 @@ def secrets(record: Example, options: SecretsOptions) -> str | None:
     """Tokens by their services' shapes, private keys, passwords in addresses, and random values of such names."""
     for text in (record.instruction, record.response):
         for found in TOKEN.finditer(text) if any(mark in text for mark in MARKS) else ():
-            if not SAMPLE.search(found[0]):
+            credentials = CREDENTIALS.search(found[0])
+            if not SAMPLE.search(credentials[0] if credentials else found[0]) and not LOCAL.search(found[0]):
                 return list(TOKENS)[int(str(found.lastgroup)[1:])]
-        for found in ASSIGNED.finditer(text) if "'" in text or '"' in text else ():
-            value = found[1]
-            mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
-            if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:
-                return "random value of a secret's name"
+        for shape, sign in ((ASSIGNED, "'"), (ASSIGNED, '"'), (SETTING, "=")):
+            for found in shape.finditer(text) if sign in text else ():
+                value = found[1]
+                mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
+                if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:
+                    return "random value of a secret's name"
     return None
 
 
@@ -85,7 +97,7 @@ def entropy(text: str) -> float:
     return -sum(count / total * math.log2(count / total) for count in Counter(text).values())
 
 
-EMAIL = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24})\b(?!\s*:)")
+EMAIL = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24})\b(?!:\S)")
 MADE_UP = re.compile(
     r"(?:^|\.)(?:example|test|invalid|localhost|local|internal|domain|email|mail|company|site|mysite|yourdomain|"
     r"mydomain|sample|users\.noreply\.github)\.[a-z.]+$|(?:^|\.)(?:example|test|invalid|localhost)$",

@@ -199,7 +199,7 @@ def read_record(record: Any, where: str, source: CurateSource, kind: str) -> Exa
 
 
 def _document(record: Any, where: str) -> Example:
-    """Read a raw document: no instruction, the text as the response, `kind` "text"."""
+    """Read a raw document: no instruction, the text as the response."""
     if not isinstance(record, dict):
         raise BadRecordError("not an object with named fields")
     key = next((key for key in TEXT_KEYS if isinstance(record.get(key), str)), None)
@@ -207,9 +207,9 @@ def _document(record: Any, where: str) -> Example:
         raise BadRecordError(f"no {' or '.join(TEXT_KEYS)} in it")
     if set(record) == {"text", "source", "meta"} and isinstance(record["meta"], dict):
         came = record["source"] if isinstance(record["source"], str) and record["source"] else where
-        return Example(instruction="", response=record["text"], source=came, meta=record["meta"] | {"kind": "text"})
+        return Example(instruction="", response=record["text"], source=came, meta=record["meta"])
     meta = {str(name): value for name, value in record.items() if name != key}
-    return Example(instruction="", response=record[key], source=where, meta=meta | {"kind": "text"})
+    return Example(instruction="", response=record[key], source=where, meta=meta)
 
 
 def record_line(example: Example) -> bytes:
@@ -219,7 +219,7 @@ def record_line(example: Example) -> bytes:
         ValueError: a field holds what no file of UTF-8 JSON can, such as half a surrogate pair.
         RecursionError: a field is nested too deeply.
     """
-    if example.meta.get("kind") == "text":
+    if example.is_document:
         fields: dict[str, Any] = {"text": example.response}
     else:
         fields = {"instruction": example.instruction, "response": example.response}

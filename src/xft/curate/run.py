@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -128,7 +128,7 @@ def filter_shard(job: CurateJob, shard: Shard) -> int:
     return signer.count
 
 
-def _judge(item: Example | Rejected, steps: Iterable[BoundStep]) -> tuple[bytes, dict[str, Any] | None]:
+def _judge(item: Example | Rejected, steps: Sequence[BoundStep]) -> tuple[bytes, dict[str, Any] | None]:
     """Return a record's line, or why it is rejected."""
     if isinstance(item, Rejected):
         return b"", {"source": item.where, "step": READ, "reason": item.reason, "record": item.record}
@@ -138,7 +138,8 @@ def _judge(item: Example | Rejected, steps: Iterable[BoundStep]) -> tuple[bytes,
         return b"", {"source": item.source, "step": READ, "reason": "no valid Unicode, or nested too deeply"}
     for step in steps:
         if reason := step(item):
-            return b"", rejected(item, step.name, reason, private=step.step.private)
+            hides = step.step.private or any(other.step.private and other(item) for other in steps)
+            return b"", rejected(item, step.name, reason, private=hides)
     return line, None
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from textwrap import dedent
 from typing import Any
 
 from xft.curate.config import StepConfig
@@ -120,7 +121,7 @@ class Block:
 
 @lru_cache(maxsize=16)
 def _blocks(response: str, language: str) -> tuple[Block, ...]:
-    fences = [(_language(label), code) for label, code in FENCE.findall(response)]
+    fences = [_fence(_language(label), dedent(code)) for label, code in FENCE.findall(response)]
     if labelled := [Block(language=label, code=code) for label, code in fences if label]:
         return tuple(labelled)
     if fences:
@@ -141,6 +142,11 @@ def blocks_of(record: Example) -> tuple[Block, ...]:
 def prose_of(record: Example) -> str:
     """Return the text that tells a record's natural language: a document's own, or a pair's instruction."""
     return record.instruction or record.response
+
+
+def _fence(language: str, code: str) -> tuple[str, str]:
+    """Tell a session of Python's prompt, which is no program, from Python."""
+    return ("pycon" if language == "python" and code.lstrip().startswith(">>>") else language, code)
 
 
 def _language(label: Any) -> str:

@@ -15,3 +15,8 @@ class Example:
     source: str = ""
     """File or data set, with the record's number."""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_document(self) -> bool:
+        """Tell whether it is a raw document: nothing is asked, the response is the text."""
+        return self.instruction == ""

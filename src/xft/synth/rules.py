@@ -36,7 +36,7 @@ def fault_of(answer: Answer) -> tuple[str, str]:
         return "refused by the teacher's server", answer.text
     if not text:
         return "empty answer", ""
-    if answer.finish == "length":
+    if answer.finish in ("length", "broken"):
         return "unfinished answer", ""
     if len(text.split()) < REFUSAL_WORDS and REFUSALS.search(text):
         return "refusal", text

@@ -105,7 +105,7 @@ class Teacher:
             unit[asks[ask]] = record
             if len(unit) == len(units[number]):
                 for key, whole in open_units.pop(number).items():
-                    if whole["finish"] != "refused":  # a server may think better of it
+                    if whole["finish"] not in ("refused", "broken"):  # a server may do better next time
                         self.store.put(key, whole)
             told()
         return made

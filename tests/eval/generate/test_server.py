@@ -137,6 +137,9 @@ def test_a_server_gets_four_stop_strings_and_all_of_them_cut(play: Callable[...,
     ("long\n```\n", "length", ("long", "stop")),
     ("done", "stop", ("done", "stop")),
     ("done", None, ("done", "stop")),
+    ("half", "content_filter", ("half", "broken")),
+    ("half", "abort", ("half", "broken")),
+    ("long\n```\n", "abort", ("long", "stop")),
 ])  # fmt: skip
 def test_the_reason_for_an_answers_end_is_kept(
     play: Callable[..., Played], tmp_path: Path, text: str, finish: str, expected: tuple[str, str]
@@ -242,6 +245,18 @@ def test_the_key_is_sent_and_shows_nowhere(
     assert {asked["authorization"] for asked in player.asked()} == {f"Bearer {key}"}
     assert key not in json.dumps(backend.settings()) + str(caught.value) + "".join(capfd.readouterr())
     assert all(key not in path.read_text() for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("key", ["sk-very-secret\n", "sk very", "sk-\u00e9"])
+def test_a_key_that_no_header_can_hold_is_an_error_at_once(
+    play: Callable[..., Played], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(server.KEY, key)
+    player = play()
+    with pytest.raises(RecipeError, match=r"^OPENAI_API_KEY: the key in the environment holds") as caught:
+        opened(player.url)
+    assert key.strip() not in str(caught.value)
+    assert player.asked() == []
 
 
 def test_a_redirect_does_not_take_the_key_elsewhere(

@@ -46,7 +46,10 @@ class Answer:
     text: str
     """The completion, cut at the request's stop strings."""
     finish: str
-    """Why it ended: `stop` (a stop string, or the model's end token) or `length`; a lenient server's also `refused`."""
+    """Why it ended: `stop` (a stop string, or the model's end token) or `length`.
+
+    A server's also `broken` (it stopped for a reason of its own, such as a content filter), a lenient one's `refused`.
+    """
     prompt_tokens: int | None = field(default=None, compare=False)
     """Tokens read and written; None where a server does not say."""
     completion_tokens: int | None = field(default=None, compare=False)

@@ -41,6 +41,8 @@ MAX_STOPS = 4
 """Stop strings that every server takes; the text is cut at the others when it is here."""
 AGAIN = {408, 409, 425, 429}
 """HTTP statuses below 500 that say: try again."""
+WHOLE = {"stop", "eos_token", "stop_sequence", "None"}
+"""Reasons to finish of an answer that is whole; None of a server that names none."""
 NO_ENTRY = {401, 403}
 THIS_ONE = {400, 413, 422}
 """HTTP statuses by which a server may refuse one request and serve the next: too long, or against its rules."""
@@ -61,6 +63,7 @@ class ServerBackend:
         if self.style != "completion":
             PROMPTS[self.style]
         self.url = _base_url(url)
+        _check_key(os.environ.get(KEY, ""))
         self.batch, self.lenient = batch, lenient
         self._endpoint = "chat/completions" if self.style == "chat" else "completions"
         # No redirects: they would take the key to another host.
@@ -148,8 +151,8 @@ class ServerBackend:
                 return Answer(text=error.said, finish="refused")
             raise
         cut = first_stop(answer.text, stop)
-        finish = "length" if answer.finish == "length" and cut is None else "stop"
-        return replace(answer, text=answer.text[:cut], finish=finish)
+        finish = "stop" if cut is not None or answer.finish in WHOLE else answer.finish
+        return replace(answer, text=answer.text[:cut], finish=finish if finish in ("stop", "length") else "broken")
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         if request.instruction is None:
@@ -294,6 +297,12 @@ class _NoTokens:
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
         """Refuse; only the style `chat` renders a template, and that goes to the chat endpoint."""
         raise RecipeError("prompt: this style renders the model's chat template, which a server keeps; use prompt=chat")
+
+
+def _check_key(key: str) -> None:
+    """Refuse a key that no HTTP header can hold; raises RecipeError."""
+    if any(not "!" <= character <= "~" for character in key):
+        raise RecipeError(f"{KEY}: the key in the environment holds a blank, a line break or no ASCII; set it again")
 
 
 def _base_url(url: str | None) -> str:

@@ -7,6 +7,7 @@ is empty, has few words, repeats the template's words, or the teacher finds that
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,15 @@ EVOLUTIONS = ("constraint", "rarer", "deeper", "misleading", "faster")
 FEWEST_WORDS = 4
 TEMPLATE_WORDS = ("given task", "rewritten task", "new task", "original task", "the task above", "harder version")
 """Words of the template that an instruction of its own has no use for."""
+
+
+VERDICT = re.compile(r"(\bnot |n['’]t )?(?:the )?\b(same|different)\b", re.I)
+
+
+def differs(judgement: str) -> bool:
+    """Tell whether the teacher found two tasks different, by the first of the two words that it was asked for."""
+    found = VERDICT.search(judgement)
+    return found is not None and (found[2].lower() == "different") != bool(found[1])
 
 
 def plan(documents: Sequence[Document], config: SynthConfig, seed: int) -> Iterator[Task]:
@@ -50,7 +60,7 @@ def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
             reason, detail = _elimination(current, text)
         if not reason:
             judgement = yield from ask(frame.work_out(render("equal", first=current, second=text)))
-            if "different" not in judgement.text.lower():
+            if not differs(judgement.text):
                 reason = "no information gain"
         if reason:
             made.append(Reject(reason=f"evolution: {reason}", detail=detail, document=document, text=text))
