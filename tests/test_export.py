@@ -103,6 +103,15 @@ def test_what_a_class_cannot_hold_of_parts_and_attention_is_refused(
         export(mixture, tmp_path, "glm4-moe")
 
 
+def test_windows_that_begin_at_a_layer_are_refused(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    windows = dense_of("qwen3", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    mixture = mixture_of(perturbed, windows, tmp_path / "moe", router="topk-softmax")
+    with pytest.raises(CheckpointError, match="qwen3-moe can't hold it: its attention has no sliding window"):
+        export(mixture, tmp_path, "qwen3-moe")
+
+
 def test_the_base_s_dtype_is_kept(
     dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +21,16 @@ from safetensors.torch import load_file
 from xft import pipeline
 from xft.errors import FetchError, RecipeError, RunError
 from xft.families import FAMILIES
+from xft.merge.methods import equal_coefficients
+from xft.merge.write import write_merged
 from xft.moe.layouts import LAYOUTS, layout_of
+from xft.moe.mixture import Mixture
 from xft.moe.routers import ROUTERS
+from xft.prove import gap
 from xft.recipe import Recipe, load_recipe
 from xft.report import collect
 from xft.stage import folder_digest, locked, read_manifest
+from xft.upcycle import upcycle
 
 STAGES = ["base", "data", "sft", "upcycle", "moe", "merge/uniform", "merge/learned"]
 ROWS = ["base", "sft", "moe", "uniform", "xft"]
@@ -180,6 +186,19 @@ def test_a_mixture_can_be_made_of_a_soups_members(copied: Path, overrides: list[
     cost = report.row("xft").cost
     assert cost is not None
     assert cost.flops == sum(flops.values())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (["upcycle.router=slices", "upcycle.active=1", "tune.train=routers"], "the router slices has no gate"),
+    (["upcycle.router=topk-softmax", "merge.learn_shared_weight=true"], "no shared expert that is weighed"),
+    (["upcycle.router=deepseek", "upcycle.layout=split", "upcycle.parts=2", "merge.learn_shared_weight=true"],
+     "no shared expert that is weighed"),
+])  # fmt: skip
+def test_what_would_fail_or_do_nothing_hours_later_is_refused_at_once(
+    settings: list[str], message: str, overrides: list[str]
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        pipeline.look_up_names(recipe_with(overrides, *settings))
 
 
 def test_experts_of_a_soup_need_one(overrides: list[str]) -> None:
@@ -357,6 +376,52 @@ def fits(layout: str, router: str) -> bool:
     return True
 
 
+EXPERTS_PAGE = Path(__file__).parents[1] / "docs" / "experts.md"
+DOCUMENTED = re.findall(r"^\| `(layout=[^`]+)` \|", EXPERTS_PAGE.read_text(encoding="utf-8"), re.M)
+
+
+def documented(overrides: list[str], row: str) -> Recipe:
+    return recipe_with(overrides, *(f"upcycle.{setting}" for setting in row.split()), "eval.max_new_tokens=2")
+
+
+def test_every_layout_is_documented_with_what_it_costs() -> None:
+    named = {dict(setting.split("=") for setting in row.split())["layout"] for row in DOCUMENTED}
+    assert named == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("row", DOCUMENTED)
+def test_a_documented_mixture_fits_and_gives_its_base_back(row: str, overrides: list[str], tmp_path: Path) -> None:
+    recipe = documented(overrides, row)
+    pipeline.look_up_names(recipe)
+    for name in ("moe", "merged"):
+        (tmp_path / name).mkdir()
+    upcycle(Path(recipe.base), tmp_path / "moe", recipe.upcycle, seed=1)
+    mixture = Mixture(tmp_path / "moe")
+    parts, weight = mixture.settings.parts, 0.75 if mixture.layout.weighs_shared else None
+    coefficients = equal_coefficients(len(mixture.mixed_layers), mixture.routed, weight, parts)
+    write_merged(mixture, coefficients, tmp_path / "merged")
+    assert gap(tmp_path / "moe", tmp_path / "merged").max_difference < 1e-4 or not mixture.preserves_dense
+    one, two = (load_file(Path(each) / "model.safetensors") for each in (recipe.base, tmp_path / "merged"))
+    assert set(one) == set(two)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", DOCUMENTED)
+def test_a_documented_mixture_goes_the_whole_way(
+    row: str, overrides: list[str], humaneval: None, tmp_path: Path
+) -> None:
+    run(documented(overrides, row), tmp_path / "run")
+    losses = {
+        row: json.loads((tmp_path / "run" / "eval" / row / "heldout" / "scores.json").read_text())["mean"]
+        for row in ROWS
+    }
+    assert max(losses["moe"], losses["uniform"], losses["xft"]) < losses["base"]
+    lost = json.loads((tmp_path / "run" / "merge" / "learned" / "summary.json").read_text())["gap"]
+    assert 0 < lost["divergence"] < 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "router"), [(name, router) for name in LAYOUTS for router in ROUTERS if fits(name, router)]
@@ -364,7 +429,6 @@ def fits(layout: str, router: str) -> bool:
 def test_every_layout_runs_with_every_router(
     layout: str, router: str, overrides: list[str], humaneval: None, tmp_path: Path
 ) -> None:
-    """The rows of the tables in docs/experts.md."""
     recipe = recipe_with(
         overrides, *mixture_settings(layout, router), "merge.also=ties", "eval.max_new_tokens=2"
     )  # fmt: skip

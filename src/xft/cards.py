@@ -10,6 +10,7 @@ from xft import __version__
 from xft.fetch import HUB_NAME
 from xft.merge.methods import Coefficients
 from xft.moe.mixture import Mixture
+from xft.prove import Gap
 
 CARD = "README.md"
 
@@ -51,6 +52,7 @@ def write_merged_card(
     seed: int,
     data: Sequence[str],
     tuned: bool,
+    gap: Gap,
 ) -> None:
     """Write the card of a merged dense model; `data` names the pairs that it has learned from."""
     options = mixture.options
@@ -72,7 +74,8 @@ architecture (XFT, arXiv 2404.15247). It loads with plain transformers.
 | | |
 |---|---|
 | merge method | {method} |
-{shared}| prompt style | {prompt} |
+{shared}| against the mixture | {gap} |
+| prompt style | {prompt} |
 | seed | {seed} |
 | coefficients | `coefficients.safetensors` (rows: layers{sets}, columns: routed experts) |
 | what made it | `manifest.json` |

@@ -83,7 +83,7 @@ def look_up_names(recipe: Recipe) -> None:
     from xft.eval.benchmarks import BENCHMARKS
     from xft.merge.methods import MERGE_METHODS, refuse_unheeded
     from xft.moe.balance import BALANCE_LOSSES
-    from xft.moe.routers import split_counts
+    from xft.moe.routers import ROUTERS, split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
     from xft.upcycle import refuse_idle
@@ -98,6 +98,14 @@ def look_up_names(recipe: Recipe) -> None:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":
             raise RecipeError(f"merge.also: {method} is made in every run; name other methods")
     refuse_unheeded(recipe.merge, ["learned", "uniform", *recipe.merge.also])
+    rule = ROUTERS[upcycle.router]
+    if recipe.tune.train == "routers" and not rule.gated:
+        raise RecipeError(f"tune.train=routers leaves nothing to train: the router {upcycle.router} has no gate")
+    if recipe.merge.learn_shared_weight and (not rule.shared or upcycle.layout == "split"):
+        raise RecipeError(
+            "merge.learn_shared_weight: this mixture has no shared expert that is weighed against the routed ones; "
+            "leave it out"
+        )
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))

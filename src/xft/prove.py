@@ -1,6 +1,7 @@
 """Proof of an upcycling: the mixture's logits against its dense parent's, a decoder layer at a time.
 
-The measure is the parent's own rounding: its fp32 logits against its fp64 logits on the same probe sequences.
+The measure is the parent's own rounding: its fp32 logits against its fp64 logits on the same probe sequences. And the
+gap of a merge: the merged model against the mixture, of which nothing is demanded.
 """
 
 from __future__ import annotations
@@ -64,6 +65,42 @@ class Proof:
         return f"proof: logits differ by {self.max_difference:.1e} at most, tolerance {self.tolerance:.1e}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How far a merged model is from the mixture that it was made of, over the probe."""
+
+    max_difference: float
+    """Largest absolute difference of logits, both in fp32."""
+    divergence: float
+    """Mean KL divergence of its predictions from the mixture's, nats a token."""
+    probe_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"predictions diverge by {self.divergence:.1e} nats a token, logits differ by {self.max_difference:.1e} at "
+            f"most ({self.probe_tokens} random tokens)"
+        )
+
+
+def gap(mixture: Path, merged: Path, seed: int = 0) -> Gap:
+    """Compare a merged model with its mixture on random probe sequences, those of the proof."""
+    one, other = Mixture(mixture), Checkpoint(merged)
+    ids = _probe(one, seed)
+    with track("gap", 2 * one.layers) as advance:
+        mixed, plain = (hidden_states(each, ids, torch.float32, advance=advance) for each in (one, other))
+    return Gap(
+        max_difference=difference(one, mixed, other, plain),
+        divergence=divergence(one, mixed, other, plain),
+        probe_tokens=ids.numel(),
+    )
+
+
+def _probe(checkpoint: Checkpoint, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (PROBE_SEQUENCES, PROBE_LENGTH)
+    return torch.randint(int(checkpoint.config["vocab_size"]), shape, generator=generator)
+
+
 def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
     """Compare a mixture with its dense parent on random probe sequences.
 
@@ -82,8 +119,7 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
                 f"{mixture}: {key} is {child.config.get(key)}, {dense} has {parent.config.get(key)}: "
                 "these two don't belong together"
             )
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(int(parent.config["vocab_size"]), (PROBE_SEQUENCES, PROBE_LENGTH), generator=generator)
+    ids = _probe(parent, seed)
     preserves = child.preserves_dense
     damaged: Tensor | None = None
     with track("proof", (4 if preserves else 3) * parent.layers) as advance:

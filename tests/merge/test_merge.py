@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -18,8 +19,9 @@ from xft.merge.fit import Merging
 from xft.merge.merge import COEFFICIENTS, MergeJob, merge
 from xft.merge.methods import MERGE_METHODS
 from xft.moe.mixture import Mixture
-from xft.recipe import MergeConfig, TuneConfig
+from xft.recipe import MergeConfig, TuneConfig, UpcycleConfig
 from xft.stage import Meter
+from xft.upcycle import upcycle
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 
@@ -64,6 +66,30 @@ def test_the_uniform_merge_needs_no_data_and_is_what_the_learned_one_starts_from
     one, two = (load_file(tmp_path / name / SINGLE) for name in ("uniform", "learned"))
     assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_the_merge_loses_is_said(tiny_moe: Path, tmp_path: Path) -> None:
+    lost = merge(job(tiny_moe, tmp_path / "out", "uniform", pairs=None), Meter())
+    ids = torch.randint(
+        json.loads((tiny_moe / "config.json").read_text())["vocab_size"], (4, 48),
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    with torch.no_grad():
+        models = map(AutoModelForCausalLM.from_pretrained, (tiny_moe, tmp_path / "out"))
+        mixture, merged = (model.eval()(ids).logits for model in models)
+    assert lost.max_difference == pytest.approx(float((mixture - merged).abs().max()), rel=1e-3)
+    assert lost.max_difference > 1e-3
+    expected = F.kl_div(merged.log_softmax(-1), mixture.log_softmax(-1), log_target=True, reduction="sum") / ids.numel()
+    assert lost.divergence == pytest.approx(float(expected), rel=1e-2)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["gap"] == asdict(lost)
+    assert f"| against the mixture | {lost} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_merge_of_equal_experts_loses_nothing(tiny_dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "moe").mkdir()
+    upcycle(tiny_dense, tmp_path / "moe", UpcycleConfig(experts=4, active=3), seed=1)
+    lost = merge(job(tmp_path / "moe", tmp_path / "out", "uniform", pairs=None), Meter())
+    assert lost.max_difference < 1e-5 and abs(lost.divergence) < 1e-6
 
 
 def test_a_learned_merge_without_pairs_is_refused(tiny_moe: Path, tmp_path: Path) -> None:

@@ -151,6 +151,18 @@ def test_no_seeds_is_an_error_that_says_why(tmp_path: Path) -> None:
         read_seeds(sources(tmp_path))
 
 
+def test_a_broken_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text('{"content": "x = 1"}\n')
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"content": "y = 2"}\n' * 99)[:-9])
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    documents, skipped = read_seeds(sources(tmp_path))  # a folder of data files
+    assert "x = 1" in {each.text for each in documents}
+    faults = {each.where: each.reason for each in skipped if each.reason != "the same text as another seed"}
+    assert set(faults) == {"cut.jsonl.gz", "bad.parquet"}
+    assert faults["cut.jsonl.gz"].startswith("not a readable gzip file")
+    assert faults["bad.parquet"].startswith("not a readable Parquet file")
+
+
 def test_the_digest_tells_texts_and_licences_apart(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     first, _ = read_seeds(sources(tmp_path))

@@ -246,19 +246,22 @@ def merge(
     parent = resolve_base(base) if base else None
     sources = options.sources_of(data, more, column) if learned or data else []
     mixture = Mixture(moe)
-    if not mixture.layout.weighs_shared and shared_weight != MergeConfig().shared_weight:
-        raise RecipeError(f"{moe} has no shared expert that is weighed, so --shared-weight has no use; leave it out")
+    weighed = shared_weight != MergeConfig().shared_weight or config.learn_shared_weight
+    if weighed and not mixture.layout.weighs_shared:
+        key = "learn_shared_weight" if config.learn_shared_weight else "--shared-weight"
+        raise RecipeError(f"{moe} has no shared expert that is weighed, so {key} has no use; leave it out")
     style = options.style_of(prompt, mixture.folder)
 
     def work(partial: Path, meter: Meter) -> None:
         pairs = options.write_data(sources, skip_bad, partial) if learned else None
-        work_on(
+        lost = work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
                 merge=config, data=[source.path for source in sources if learned], base=parent,
             ),
             meter,
         )  # fmt: skip
+        print(f"against the mixture: {lost}")
         if pairs:
             pairs.unlink()
 

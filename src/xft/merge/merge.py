@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from xft.merge.methods import (
 )
 from xft.merge.write import Differences, write_merged
 from xft.moe.mixture import Mixture, fingerprint
+from xft.prove import Gap, gap
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, read_json, write_json
 from xft.tune.callbacks import METRICS
@@ -50,8 +51,10 @@ class MergeJob:
     """The dense parent; needed by methods that combine differences from it."""
 
 
-def merge(job: MergeJob, meter: Meter) -> None:
+def merge(job: MergeJob, meter: Meter) -> Gap:
     """Fill the job's folder with coefficients.safetensors, the dense checkpoint, summary.json and README.md.
+
+    Returns how far the merged model is from the mixture.
 
     Raises:
         CheckpointError: not a mixture, one with missing or damaged tensors, or a base that is not its parent.
@@ -74,12 +77,15 @@ def merge(job: MergeJob, meter: Meter) -> None:
     coefficients = _coefficients(job, mixture, meter)
     save_coefficients(job.out / COEFFICIENTS, coefficients)
     rounding = write_merged(mixture, coefficients, job.out, differences)
-    write_json(job.out / "summary.json", read_json(job.out / "summary.json", {}) | {"rounding_error": rounding})
+    lost = gap(job.mixture, job.out, job.seed)
+    summary = read_json(job.out / "summary.json", {}) | {"rounding_error": rounding, "gap": asdict(lost)}
+    write_json(job.out / "summary.json", summary)
     heeded = coefficients if method.shared_weight else replace(coefficients, shared_LP=None)
     write_merged_card(
         job.out, mixture, method=_described(job, method), coefficients=heeded, prompt=job.prompt, seed=job.seed,
-        data=job.data, tuned=(job.mixture / METRICS).is_file(),
+        data=job.data, tuned=(job.mixture / METRICS).is_file(), gap=lost,
     )  # fmt: skip
+    return lost
 
 
 def _coefficients(job: MergeJob, mixture: Mixture, meter: Meter) -> Coefficients:

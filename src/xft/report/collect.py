@@ -368,7 +368,12 @@ def _merge(folder: Path, first_layer: int, parts: int) -> Merge | None:
         movement=tuple(movement for _, movement in points),
         first_layer=first_layer,
         parts=parts,
+        divergence=_json(folder / "summary.json", _divergence),
     )
+
+
+def _divergence(tree: dict[str, Any]) -> float | None:
+    return float(tree["gap"]["divergence"]) if "gap" in tree else None  # runs of earlier versions have none
 
 
 def _proof(tree: dict[str, Any]) -> Proof:

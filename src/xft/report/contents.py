@@ -127,6 +127,8 @@ class Merge:
     """Number of the first of the layers; those before it are dense."""
     parts: int = 1
     """Parts of an FFN that the routed experts are copies of; the shared ones are not mixed where there are several."""
+    divergence: float | None = None
+    """Mean KL divergence of the merged model's predictions from the mixture's over the probe, nats a token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -149,6 +149,7 @@ def _merge(merge: Merge) -> dict[str, Any]:
         "shared_weight": merge.shared_weight,
         "routed": routed,
         "parts": merge.parts,
+        "divergence": merge.divergence,
     }
 
 

@@ -92,7 +92,12 @@ def _read(source: SeedSource) -> Iterator[Document | Skipped]:
         source = source.model_copy(update=own)
     path = Path(source.path)
     if path.is_dir():
-        yield from _folder(source, path.resolve())
+        empty = True
+        for item in _folder(source, path.resolve()):
+            empty = False
+            yield item
+        if empty and any(file.name.endswith(SUFFIXES) for file in path.rglob("*")):  # a data set, not a program's tree
+            yield from _records(source)
     elif path.name.endswith(SUFFIXES) or (not path.exists() and HUB_NAME.match(source.path)):
         yield from _records(source)
     elif path.is_file():
@@ -172,14 +177,17 @@ def _fault(text: str) -> str:
 
 def _records(source: SeedSource) -> Iterator[Document | Skipped]:
     for path in resolve_files(DataSource(path=source.path, revision=source.revision)):
-        for where, record in read_records(path):
-            where = f"{path.name}{where.removeprefix(str(path))}"
-            if isinstance(record, BadRecordError):
-                yield Skipped(where=where, reason=str(record))
-            elif not isinstance(record, dict):
-                yield Skipped(where=where, reason="not an object with named fields")
-            else:
-                yield _record(record, where, source)
+        try:
+            for where, record in read_records(path):
+                where = f"{path.name}{where.removeprefix(str(path))}"
+                if isinstance(record, BadRecordError):
+                    yield Skipped(where=where, reason=str(record))
+                elif not isinstance(record, dict):
+                    yield Skipped(where=where, reason="not an object with named fields")
+                else:
+                    yield _record(record, where, source)
+        except DataError as error:  # a broken file does not end a run that has others
+            yield Skipped(where=path.name, reason=str(error).removeprefix(f"{path}: "))
 
 
 def _record(record: dict[str, Any], where: str, source: SeedSource) -> Document | Skipped:
