@@ -103,6 +103,15 @@ def test_what_a_class_cannot_hold_of_parts_and_attention_is_refused(
         export(mixture, tmp_path, "glm4-moe")
 
 
+@pytest.mark.parametrize("to", ["deepseek-v2", None])
+def test_latent_attention_is_named_as_what_keeps_deepseeks_classes_out(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path, to: str | None
+) -> None:
+    mixture = mixture_of(perturbed, plain_dense(dense_of, "llama"), tmp_path / "moe", router="deepseek")
+    with pytest.raises(CheckpointError, match=r"deepseek-v2.*: its attention is latent \(MLA\).*what can be exported"):
+        export(mixture, tmp_path, to)
+
+
 def test_windows_that_begin_at_a_layer_are_refused(
     dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
 ) -> None:

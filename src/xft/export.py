@@ -82,6 +82,9 @@ def _glm(config: Mapping[str, Any], layout: Layout, width: int) -> dict[str, Any
     }  # fmt: skip
 
 
+LATENT = ("deepseek-v2", "deepseek-v3")
+"""Classes that have a router's rule, but latent attention (MLA), which the attention of no family can be written as."""
+NO_MLA = "its attention is latent (MLA), which no upcycled family's can be written as"
 OWN_NAMES = {name: name for name in ("gate_proj", "up_proj", "down_proj")}
 QWEN_RULES = {"topk-softmax": {"norm_topk_prob": True}, "softmax-topk": {"norm_topk_prob": False}}
 QWEN_EXPERT, QWEN_GATE = "{ffn}.experts.{expert}.{name}.weight", "{ffn}.gate.weight"
@@ -137,6 +140,8 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
     if to == PEFT or (to is None and not mixture.layout.copies):
         export_adapters(mixture, out)
         return PEFT
+    if to in LATENT:
+        raise CheckpointError(f"{folder}: {to} can't hold it: {NO_MLA}; {_possible()}")
     name = to or next((each for each, stock in STOCK.items() if not _obstacle(mixture, stock)), None)
     if name is None:
         raise CheckpointError(f"{folder}: no stock class holds it ({_reasons(mixture)}); {_possible()}")
@@ -183,7 +188,8 @@ def _obstacle(mixture: Mixture, stock: Stock) -> str:
 
 
 def _reasons(mixture: Mixture) -> str:
-    return "; ".join(f"{name}: {_obstacle(mixture, stock)}" for name, stock in STOCK.items())
+    reasons = [f"{name}: {_obstacle(mixture, stock)}" for name, stock in STOCK.items()]
+    return "; ".join([*reasons, f"{', '.join(LATENT)}: {NO_MLA}"])
 
 
 def _possible() -> str:
