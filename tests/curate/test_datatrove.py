@@ -58,7 +58,7 @@ def run_on(executor: type[Any], out: Path, config: CurateConfig, **options: Any)
     return rows_of(out / "kept"), rows_of(out / "excluded")
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_same_records_as_curate(tmp_path: Path, config: CurateConfig, workers: int) -> None:
     (tmp_path / "out").mkdir()
     curate(CurateJob(config=config, out=tmp_path / "out", seed=0, workers=1))
