@@ -82,8 +82,8 @@ def secrets(record: Example, options: SecretsOptions) -> str | None:
             credentials = CREDENTIALS.search(found[0])
             if not SAMPLE.search(credentials[0] if credentials else found[0]) and not LOCAL.search(found[0]):
                 return list(TOKENS)[int(str(found.lastgroup)[1:])]
-        for shape, sign in ((ASSIGNED, "'"), (ASSIGNED, '"'), (SETTING, "=")):
-            for found in shape.finditer(text) if sign in text else ():
+        for shape, signs in ((ASSIGNED, "'\""), (SETTING, "=")):
+            for found in shape.finditer(text) if any(sign in text for sign in signs) else ():
                 value = found[1]
                 mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
                 if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:
