@@ -60,6 +60,7 @@ SETTING = re.compile(
     re.M,
 )
 """A line of a shell's or an .env file's, whose values need no quotes."""
+SETTING_MARKS = ("PASSW", "SECRET", "TOKEN", "KEY", "CREDENTIAL")
 CREDENTIALS = re.compile(r"://[^@]*@")
 """Of an address, what tells whether it is made up: its host may be called anything."""
 LOCAL = re.compile(r"@(?:localhost|127\.|(?:[\w-]+\.)*example\.)", re.I)
@@ -82,7 +83,7 @@ def secrets(record: Example, options: SecretsOptions) -> str | None:
             credentials = CREDENTIALS.search(found[0])
             if not SAMPLE.search(credentials[0] if credentials else found[0]) and not LOCAL.search(found[0]):
                 return list(TOKENS)[int(str(found.lastgroup)[1:])]
-        for shape, signs in ((ASSIGNED, "'\""), (SETTING, "=")):
+        for shape, signs in ((ASSIGNED, ("'", '"')), (SETTING, SETTING_MARKS)):
             for found in shape.finditer(text) if any(sign in text for sign in signs) else ():
                 value = found[1]
                 mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
