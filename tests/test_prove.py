@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from transformers import AutoModelForCausalLM
 from xft.checkpoint import Checkpoint, copy_of, write_checkpoint
 from xft.errors import CheckpointError, ProofError
 from xft.families import FAMILIES
+from xft.merge.methods import equal_coefficients
+from xft.merge.write import write_merged
+from xft.moe.mixture import Mixture
 from xft.prove import hidden_states, prove
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
@@ -155,3 +159,30 @@ def test_a_probe_that_cannot_see_damage_proves_nothing(tiny_dense: Path, tmp_pat
 def test_proof_figures_can_be_written_as_json(tiny_dense: Path, tmp_path: Path) -> None:
     proof = prove(tiny_dense, upcycled(tiny_dense, tmp_path / "moe"))
     assert json.loads(json.dumps(proof.as_dict()))["max_difference"] == proof.max_difference
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [
+    ("gemma3_text", {"num_hidden_layers": 7, "sliding_window": 8}),  # the sixth layer looks at everything
+    ("gemma2", {"sliding_window": 8}),
+    ("smollm3", {"num_hidden_layers": 4}),  # the fourth layer has no positions
+    ("mistral", {"sliding_window": 8}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+])  # fmt: skip
+def test_layers_that_differ_in_what_they_attend_to_are_proved_and_merged(
+    model_type: str, changes: dict[str, Any], dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_of(model_type, **changes)
+    for name in ("moe", "merged"):
+        (tmp_path / name).mkdir()
+    upcycle(base, tmp_path / "moe", UpcycleConfig(experts=3, active=2), seed=0)
+    prove(base, tmp_path / "moe")
+    mixture = Mixture(tmp_path / "moe")
+    write_merged(mixture, equal_coefficients(len(mixture.mixed_layers), mixture.routed, 0.75), tmp_path / "merged")
+    ids = torch.arange(3, 67).reshape(2, 32)
+    with torch.no_grad():
+        logits = [
+            AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval()(ids).logits
+            for each in (base, tmp_path / "moe", tmp_path / "merged")
+        ]
+    for found in logits[1:]:
+        torch.testing.assert_close(found, logits[0], rtol=1e-4, atol=1e-4)
