@@ -23,7 +23,8 @@ def test_a_grid_gives_its_cells_and_its_screening(path):
     assert len(cells) == len(grid.methods) * len(grid.seeds)
     if grid.endpoint != HELDOUT:
         assert {cell.recipe.eval.benchmarks[0].name for cell in cells} == {grid.endpoint}
-        assert ("screen" if path.stem.startswith("screen") else "confirm") in grid.endpoint
+        if path.parent.name == "miniature":  # it has problems of its own for each
+            assert ("screen" if path.stem.startswith("screen") else "confirm") in grid.endpoint
     for combination in plan.combinations():
         for method in grid.methods:
             tried = plan.screening(method, combination)
