@@ -302,7 +302,9 @@ class _NoTokens:
 def _check_key(key: str) -> None:
     """Refuse a key that no HTTP header can hold; raises RecipeError."""
     if any(not "!" <= character <= "~" for character in key):
-        raise RecipeError(f"{KEY}: the key in the environment holds a blank, a line break or a character that is no ASCII; set it")
+        raise RecipeError(
+            f"{KEY}: the key in the environment holds a blank, a line break or a character that is no ASCII; set it"
+        )
 
 
 def _base_url(url: str | None) -> str:
