@@ -23,6 +23,7 @@ from xft.merge.methods import (
     shared_out,
 )
 from xft.merge.write import Differences, write_merged
+from xft.memory import release_memory
 from xft.moe.mixture import Mixture, fingerprint
 from xft.prove import Gap, gap
 from xft.recipe import MergeConfig, TuneConfig
@@ -77,6 +78,7 @@ def merge(job: MergeJob, meter: Meter) -> Gap:
     coefficients = _coefficients(job, mixture, meter)
     save_coefficients(job.out / COEFFICIENTS, coefficients)
     rounding = write_merged(mixture, coefficients, job.out, differences)
+    release_memory()  # what learning has left on the heap, before all of the mixture's pages are read
     lost = gap(job.mixture, job.out, job.seed)
     summary = read_json(job.out / "summary.json", {}) | {"rounding_error": rounding, "gap": asdict(lost)}
     write_json(job.out / "summary.json", summary)
