@@ -12,6 +12,7 @@ from torch import Tensor
 from xft.cards import write_merged_card
 from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError, RunError
+from xft.memory import release_memory
 from xft.merge.combine import Options
 from xft.merge.fit import FitJob, fit
 from xft.merge.methods import (
@@ -23,7 +24,6 @@ from xft.merge.methods import (
     shared_out,
 )
 from xft.merge.write import Differences, write_merged
-from xft.memory import release_memory
 from xft.moe.mixture import Mixture, fingerprint
 from xft.prove import Gap, gap
 from xft.recipe import MergeConfig, TuneConfig
