@@ -154,6 +154,21 @@ def test_mix_and_budget(tmp_path: Path) -> None:
     assert set(Counter(lines).values()) <= {1, 2}
 
 
+def test_what_a_mix_has_no_place_for_is_a_reject(tmp_path: Path) -> None:
+    write_sources(tmp_path / "a", 200, 1)
+    (tmp_path / "out").mkdir()
+    config = parse_curate({"sources": [str(tmp_path / "a")], "mix": {"tokens": 500}}, "test")
+    statistics = curate(CurateJob(config=config, out=tmp_path / "out", seed=1, workers=1))
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_bytes().splitlines()]
+    left = [reject["record"]["instruction"] for reject in rejects if reject["step"] == "mix"]
+    written = [json.loads(line)["instruction"] for line in (tmp_path / "out" / "train.jsonl").read_bytes().splitlines()]
+    assert len(left) > len(written) > 0 and not set(left) & set(written)
+    assert len(written) + len(rejects) == statistics["read"]
+    assert statistics["steps"][-1] == {
+        "step": "mix", "in": statistics["kept"], "dropped": len(left), "reasons": {"over its source's share": len(left)}
+    }  # fmt: skip
+
+
 def test_nothing_left_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"instruction": "Say hello.", "response": ""}\n' * 3)
     with pytest.raises(DataError, match=r"none of 3 records is kept: read: response is empty \(3\)"):

@@ -15,7 +15,7 @@ from xft.curate import card, dedup, run
 from xft.curate.contamination import Finding, coverage, verdict
 from xft.curate.mix import choose, token_counter
 from xft.curate.read import Shard, parse_line
-from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, NEAR, READ, REJECTS, CurateJob
+from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, MIX, NEAR, OVER_SHARE, READ, REJECTS, CurateJob
 from xft.curate.step import build_steps
 from xft.progress import track
 
@@ -29,18 +29,21 @@ def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicat
     Raises:
         DataError: nothing is kept.
     """
+    tally = _Tally(job, shards)
     with _Pool(job) as pool:
-        statistics = _go_through(job, shards, duplicates, pool)
+        _go_through(job, shards, duplicates, tally, pool)
     if not pool.count:
-        raise run.nothing_kept(statistics, job.out)
-    statistics["written"] = pool.write(job.out / KEPT[job.config.kind])
+        raise run.nothing_kept(tally.statistics(), job.out)
+    written = pool.write(tally)
+    statistics = tally.statistics() | {"written": written}
     (job.out / "README.md").write_text(card.data_card(job, statistics), encoding="utf-8")
     return statistics
 
 
-def _go_through(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates, pool: _Pool) -> dict[str, Any]:
-    """Give the records to keep to the pool, write the rejects, return the counts."""
-    tally = _Tally(job, shards)
+def _go_through(
+    job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicates, tally: _Tally, pool: _Pool
+) -> None:
+    """Give the records to keep to the pool, write the rejects, count both."""
     index = np.arange(len(duplicates.original))
     named = dict.fromkeys(duplicates.original[duplicates.original != index].tolist(), "")
     with (
@@ -56,7 +59,6 @@ def _go_through(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Dupli
                 rejects.write(run.reject_line(reject))
             start += count
             advance(1)
-    return tally.statistics()
 
 
 def _copy_filtered(job: CurateJob, shards: Sequence[Shard], rejects: IO[bytes]) -> None:
@@ -154,6 +156,7 @@ class _Tally:
             EXACT,
             NEAR,
             CONTAMINATION,
+            *([MIX] if self.config.mix.applies else []),
         ]
         left, steps = sum(self.read.values()), []
         for name in dict.fromkeys(names):
@@ -247,17 +250,27 @@ class _Pool:
         self.tokens.append(np.array(self.batch, np.int64).reshape(-1, 3))
         self.batch.clear()
 
-    def write(self, out: Path) -> dict[str, Any]:
-        """Write the output; return records and tokens by source."""
+    def write(self, tally: _Tally) -> dict[str, Any]:
+        """Write the output, and what the mix has no place for to the rejects; return records and tokens by source."""
         table = np.concatenate(self.tokens)
-        mix, sources = self.job.config.mix, self.job.config.sources
+        mix, sources, out = self.job.config.mix, self.job.config.sources, self.job.out / KEPT[self.job.config.kind]
         if mix.applies:
             weights = [source.weight for source in sources]
             chosen = choose(table[:, 1], table[:, 2].astype(np.int16), weights, mix, self.job.seed)
-            with self.path.open("rb") as pool, out.open("wb") as kept:
+            unused = np.ones(len(table), bool)
+            unused[chosen] = False
+            with (
+                self.path.open("rb") as pool,
+                out.open("wb") as kept,
+                (self.job.out / REJECTS).open("ab") as rejects,
+            ):
                 for offset in table[chosen, 0].tolist():
                     pool.seek(offset)
                     kept.write(pool.readline())
+                for offset, _, source in table[unused].tolist():
+                    pool.seek(offset)
+                    rejects.write(run.reject_line(run.rejected(parse_line(pool.readline()), MIX, OVER_SHARE)))
+                    tally.drop(source, MIX, OVER_SHARE)
         else:
             chosen = np.arange(len(table))
             self.path.replace(out)

@@ -43,7 +43,8 @@ KEPT = {"pairs": "train.jsonl", "text": "documents.jsonl"}
 REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statistics.json"
 BATCH = 1000
 """Records whose signatures are made together."""
-READ, EXACT, NEAR, CONTAMINATION = "read", "exact-duplicate", "near-duplicate", "contamination"
+READ, EXACT, NEAR, CONTAMINATION, MIX = "read", "exact-duplicate", "near-duplicate", "contamination", "mix"
+OVER_SHARE = "over its source's share"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,6 +274,20 @@ def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(
     assert max(steps) == 2
 
 
+def test_a_short_prompt_waits_rather_than_being_padded_to_a_far_longer_one(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [decode.Row(prompt=(7,) * length, stop=(), seed=0) for length in (120, 30, 20, 10)]
+    sampling = Sampling(max_new_tokens=25)
+    alone = [
+        list(decode.complete_rows(backend.model, backend.tokenizer, [row], sampling, set(), width=1)) for row in rows
+    ]
+    shapes = watched(backend, monkeypatch)
+    made = dict(decode.complete_rows(backend.model, backend.tokenizer, rows, sampling, set(), width=4))
+    assert [made[number] for number in range(4)] == [answer for ((_, answer),) in alone]
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 120), (3, 30)]
+
+
 def test_equal_prompts_are_read_once(backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = watched(backend, monkeypatch)
     toy = ToyPrompts()

@@ -33,6 +33,8 @@ ROOM = 64
 """Tokens for which a cache has room before it is copied into a larger one."""
 READ = 2048
 """Tokens of prompts read in a pass, padding included; one prompt may be longer. Sliding windows are read in one."""
+LOPSIDED = 2
+"""A row goes beside others whose length is at most so many times what its own may become: to them it is padded."""
 SHARED = 32
 """Tokens that prompts must have in common at their start for these to be read once."""
 NUCLEUS = 256
@@ -127,14 +129,28 @@ def complete_rows(
     while waiting or batch:
         free = width - (len(batch.going) if batch else 0)
         if waiting and (batch is None or (free >= max(1, width // PLACES) and _can_join(batch.cache))):
-            fresh = _read(model, [waiting.popleft() for _ in range(min(free, len(waiting)))])
-            batch = _joined([batch, *fresh] if batch else fresh)
+            length = int(batch.mask_BT.sum(-1).max()) if batch else 0
+            if beginners := _beginners(waiting, free, length):
+                fresh = _read(model, beginners)
+                batch = _joined([batch, *fresh] if batch else fresh)
         assert batch
         tokens_B = _choose(batch.logits_BV, batch.going, sampling)
         more = [writer.add(token) for writer, token in zip(batch.going, tokens_B.tolist(), strict=True)]
         ended = [writer for writer, on in zip(batch.going, more, strict=True) if not on]
         batch = _stepped(model, batch, tokens_B, more) if any(more) else None
         yield from ((writer.number, writer.answer()) for writer in ended)
+
+
+def _beginners(waiting: deque[_Writer], free: int, length: int) -> list[_Writer]:
+    """Take the next of those that wait, as long as padding to `length` tokens, that of the rows going, suits them."""
+    taken: list[_Writer] = []
+    while waiting and len(taken) < free:
+        own = len(waiting[0].row.prompt)
+        length = max(length, own)
+        if length > LOPSIDED * (own + waiting[0].left):
+            break
+        taken.append(waiting.popleft())
+    return taken
 
 
 def _read(model: Any, writers: list[_Writer]) -> list[_Batch]:
@@ -295,9 +311,9 @@ def _in_nucleus(top_BK: Tensor, ids_BK: Tensor, draws_B: Tensor, top_p: float) -
 def _at_draw(weights_BK: Tensor, draws_B: Tensor) -> Tensor:
     """Return where the running sum passes the draw's share of the total; never a place of weight 0."""
     sums_BK = weights_BK.double().cumsum(-1)
-    places_B = torch.searchsorted(sums_BK, draws_B.double()[:, None] * sums_BK[:, -1:], right=True)[:, 0]
-    last_B = weights_BK.shape[-1] - 1 - (weights_BK > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(places_B, last_B)
+    total_B1 = sums_BK[:, -1:].contiguous()
+    places_B1 = torch.searchsorted(sums_BK, draws_B.double()[:, None] * total_B1, right=True)
+    return torch.minimum(places_B1, torch.searchsorted(sums_BK, total_B1))[:, 0]  # no further than the sum grows
 
 
 class _Writer:
