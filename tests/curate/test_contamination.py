@@ -233,6 +233,8 @@ def test_python_of_joins_blocks_that_parse() -> None:
         ("def almost(a):\n    return 6\n", []),  # right for the first call only
         ("def two(a, b):\n    return 6\n", []),
         ("class A:\n    pass\n", []),
+        ("async " + REWRITTEN, [0]),
+        ("async def wait(a):\n    return a\n\nasync " + REWRITTEN.replace("zip(a", "zip(await wait(a)"), [0]),
         ("class Solution:\n" + textwrap.indent(REWRITTEN.replace("(a)", "(self, a)"), "    "), [0]),
         ("class Needs:\n    def __init__(self, n): ...\n    def f(self, a):\n        return 6\n" + LOOP, [1]),
         ("class Fails:\n    def __init__(self):\n        raise ValueError\n    def f(self, a): ...\n" + LOOP, [1]),

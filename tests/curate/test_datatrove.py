@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,31 @@ def test_same_records_as_curate(tmp_path: Path, config: CurateConfig, workers: i
     assert kept[0]["metadata"]["instruction"] == "Add 0 to a number."
     reasons = [row["metadata"]["filter_reason"] for row in excluded]
     assert sorted(reasons) == ["python does not parse"] * 4 + ["response declines"] * 4  # and no personal data
+
+
+def test_what_matches_a_benchmark_is_left_out_as_curate_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [f"Tell how far apart the {n} widest of all neighbouring lamps on a street of {n} stand." for n in range(3)]
+    problem = {
+        "task_id": "HumanEval/0",
+        "prompt": f'def apart(lamps):\n    """{told[1]}"""\n',
+        "entry_point": "apart",
+        "canonical_solution": "    return max(abs(a - b) for a, b in zip(lamps, lamps[1:]))\n",
+        "test": "def check(candidate):\n    assert candidate([1, 5]) == 4\n",
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(problem).encode()))
+    monkeypatch.setenv("XFT_DATA", str(tmp_path / "data"))
+    (tmp_path / "in").mkdir()
+    rows = [{"instruction": text, "response": f"```python\nx = {n}\n```"} for n, text in enumerate(told)]
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree = {"sources": [str(tmp_path / "in")], "decontaminate": {"benchmarks": ["humaneval"]}, "steps": ["schema"]}
+    config = parse_curate(tree | {"dedup": {"exact": False, "near": False}}, "test")
+    (tmp_path / "out").mkdir()
+    curate(CurateJob(config=config, out=tmp_path / "out", seed=0, workers=1))
+    own = [json.loads(line)["instruction"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    kept, excluded = run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=1)
+    assert [row["metadata"]["instruction"] for row in kept] == own == [told[0], told[2]]
+    assert [row["metadata"]["filter_reason"] for row in excluded] == ["leak"]
 
 
 @pytest.mark.slow

@@ -102,6 +102,9 @@ class Tried:
     passed: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
 
+    def __or__(self, other: Tried) -> Tried:
+        return Tried(passed=self.passed | other.passed, failed=self.failed | other.failed)
+
 
 NOTHING_TRIED = Tried()
 
@@ -112,7 +115,7 @@ class References:
     def __init__(self, references: Sequence[Reference], shipped: Mapping[str, frozenset[int]]) -> None:
         self.all, self.shipped = references, shipped
         self.by_run: dict[int, list[int]] = {}
-        self.by_task: dict[str, list[int]] = {}
+        self.by_task: dict[tuple[str, str], list[int]] = {}
         postings: dict[tuple[str, ...], list[int]] = {}
         frequency: Counter[str] = Counter()
         for number, reference in enumerate(references):
@@ -122,7 +125,7 @@ class References:
                 for shape in reference.shapes:
                     postings.setdefault(shape, []).append(number)
             frequency.update(reference.words)
-            self.by_task.setdefault(reference.problem.task_id, []).append(number)
+            self.by_task.setdefault(_task(reference), []).append(number)
         self.by_shape = {shape: np.array(numbers, np.int32) for shape, numbers in postings.items()}
         self.weights = {word: math.log((1 + len(references)) / count) for word, count in frequency.items()}
         self.totals = [sum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
@@ -130,7 +133,7 @@ class References:
 
     def same_tasks(self, numbers: Iterable[int]) -> list[int]:
         """Return these problems and those of other benchmarks with the same tasks: the plus sets'."""
-        return [same for number in numbers for same in self.by_task[self.all[number].problem.task_id]]
+        return [same for number in numbers for same in self.by_task[_task(self.all[number])]]
 
     def statement_score(self, number: int, words: frozenset[str]) -> float:
         """Return the weighted share of a problem's words among others."""
@@ -156,6 +159,11 @@ class References:
                 shared = np.bincount(np.concatenate(known), minlength=len(self.all))
                 best = np.maximum(best, shared / (self.sizes + len(shapes) - shared))
         return best
+
+
+def _task(reference: Reference) -> tuple[str, str]:
+    """Return what the plus sets' problems share with their base's; MultiPL-E's names are those of all its languages."""
+    return reference.problem.tool, reference.problem.task_id
 
 
 def _share(runs: set[int], own: frozenset[int]) -> float:
@@ -230,6 +238,7 @@ def warn_of_partial(digests: dict[str, str]) -> None:
 
 def coverage(config: DecontaminateConfig) -> dict[str, str]:
     """Return by what each benchmark is compared, or why it is not."""
+    from xft.curate.languages import can_run
     from xft.eval.functions import FunctionBenchmark
 
     references, faults = load_references(config)
@@ -239,9 +248,12 @@ def coverage(config: DecontaminateConfig) -> dict[str, str]:
             found[name] = "shipped ten-word runs" if name in SHIPPED else "nothing, its data are not at hand"
             continue
         forms = any(len(each.shapes) >= MIN_SHAPES for each in references.all if each.benchmark == name)
-        runs = config.functional and isinstance(BENCHMARKS[name], FunctionBenchmark)
-        as_other = f" (by {SAME_TASKS[name]}'s tests)" if name in SAME_TASKS else ""
-        found[name] = ", ".join(["ngrams", *(["ast"] if forms else []), *([f"functional{as_other}"] if runs else [])])
+        ways = ["ngrams", *(["ast"] if forms else [])]
+        if config.functional and isinstance(BENCHMARKS[name], FunctionBenchmark):
+            ways.append(f"functional (by {SAME_TASKS[name]}'s tests)" if name in SAME_TASKS else "functional")
+        elif config.functional and can_run(name):
+            ways.append("functional (functions of the same name)")
+        found[name] = ", ".join(ways)
     return found
 
 

@@ -1,6 +1,7 @@
 """The steps of `xft curate` as steps of a datatrove pipeline, whose executors run them locally, on Slurm or on Ray.
 
-Only what looks at one record at a time is adapted. datatrove has its own stages for deduplication over many machines.
+Only what looks at one record at a time is adapted: filters and decontamination. datatrove has its own stages for
+deduplication over many machines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ except ImportError:
 
     raise MissingExtraError("pipelines of datatrove need it: pip install 'xft[data,datatrove]'") from None
 
-from xft.curate.config import CurateConfig, CurateSource
+from xft.curate.config import CurateConfig, CurateSource, DecontaminateConfig
+from xft.curate.contamination import verdict
+from xft.curate.matches import matches_of
 from xft.curate.read import read_record
 from xft.curate.step import BoundStep, build_steps
 from xft.data.example import Example
@@ -42,9 +45,37 @@ class CurateFilter(BaseFilter):  # type: ignore[misc]
         return True if reason is None else (False, reason)
 
 
-def filters(config: CurateConfig, exclusion_writer: Any = None) -> list[CurateFilter]:
-    """Return the steps of a recipe, for `pipeline=[reader, *filters(config), writer]`."""
-    return [CurateFilter(step, exclusion_writer) for step in build_steps(config.steps, config.kind)]
+class Decontaminate(BaseFilter):  # type: ignore[misc]
+    """Leave out what matches a benchmark, as a recipe's `decontaminate` says; the reason is the match's class.
+
+    Each worker reads the benchmarks' data for itself, from XFT_DATA.
+    """
+
+    type, name = "filter", "xft decontaminate"
+
+    def __init__(
+        self, config: DecontaminateConfig, exclusion_writer: Any = None, *, allow_unsafe: bool = False
+    ) -> None:
+        self.config, self.allow_unsafe = config, allow_unsafe
+        super().__init__(exclusion_writer)
+
+    def filter(self, doc: Any) -> bool | tuple[bool, str]:
+        """Keep a document, or say why not."""
+        kind = verdict(matches_of(to_example(doc), self.config, allow_unsafe=self.allow_unsafe))
+        return (False, kind) if kind and (kind == "leak" or self.config.common == "drop") else True
+
+
+def filters(
+    config: CurateConfig, exclusion_writer: Any = None, *, allow_unsafe: bool = False
+) -> list[CurateFilter | Decontaminate]:
+    """Return the steps of a recipe, for `pipeline=[reader, *filters(config), writer]`; decontamination is the last.
+
+    `allow_unsafe` runs answers against benchmarks' tests even where no sandbox works.
+    """
+    steps = [CurateFilter(step, exclusion_writer) for step in build_steps(config.steps, config.kind)]
+    if config.decontaminate is None:
+        return [*steps]
+    return [*steps, Decontaminate(config.decontaminate, exclusion_writer, allow_unsafe=allow_unsafe)]
 
 
 def reader_adapter(source: CurateSource, kind: str) -> Any:

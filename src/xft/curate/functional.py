@@ -11,6 +11,7 @@ in wall-clock time are for what sleeps.
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def __xft_probe__(*arguments, _now={{}}):
     return (False, None) if large else (True, answer)
 """
 """Calls the function that was selected last, as long as its time lasts; draws at random are the same in each call."""
-Definition = ast.FunctionDef | ast.AsyncFunctionDef
+ASYNC = re.compile(r"\b(?:async|await)[ \t]+(?=[\w(\[])")
+"""A coroutine without these words is a function that computes the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,8 @@ class Functional:
         Raises:
             SandboxError: the sandbox failed; says nothing about the answer.
         """
-        tree = parse(python_of(record))
+        code = python_of(record)
+        tree = parse(ASYNC.sub("", code) if "async def " in code else code)
         functions = list(_functions(tree))[-MAX_FUNCTIONS:] if tree else []
         if tree is None or not functions:
             return Tried()

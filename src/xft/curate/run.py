@@ -17,15 +17,15 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xft.curate import dedup
-from xft.curate.config import CurateConfig, DecontaminateConfig, DedupConfig
+from xft.curate.config import CurateConfig, DedupConfig
 from xft.curate.pool import each_done
 from xft.curate.read import Shard, parse_line, plan_shards, read_shard, record_line
 from xft.curate.step import BoundStep, build_steps, try_steps
@@ -34,10 +34,6 @@ from xft.data.sources import Rejected
 from xft.errors import DataError
 from xft.progress import track
 from xft.stage import read_json, write_json
-
-if TYPE_CHECKING:
-    from xft.curate.contamination import References
-    from xft.curate.functional import Functional
 
 KEPT = {"pairs": "train.jsonl", "text": "documents.jsonl"}
 REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statistics.json"
@@ -132,7 +128,9 @@ def filter_shard(job: CurateJob, shard: Shard) -> int:
 def _judge(item: Example | Rejected, steps: Sequence[BoundStep]) -> tuple[bytes, dict[str, Any] | None]:
     """Return a record's line, or why it is rejected."""
     if isinstance(item, Rejected):
-        return b"", {"source": item.where, "step": READ, "reason": item.reason, "record": item.record}
+        start = Example(instruction="", response=item.record)
+        shown = {} if any(step.step.private and step(start) for step in steps) else {"record": item.record}
+        return b"", {"source": item.where, "step": READ, "reason": item.reason, **shown}
     try:
         line = record_line(item)
     except (ValueError, RecursionError):
@@ -245,32 +243,16 @@ def _decontaminate(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Du
 
 def compare_shard(job: CurateJob, item: tuple[Shard, NDArray[np.bool_]]) -> int:
     """Compare the wanted records of a shard with the benchmarks; return how many match one."""
-    from xft.curate.contamination import NOTHING_TRIED, classify
+    from xft.curate.matches import matches_of
 
     assert job.config.decontaminate is not None
     shard, wanted = item
-    references, functional = _compared(job.config.decontaminate, job.allow_unsafe)
     found = {}
     for place, record in kept_records(job, shard, wanted):
-        tried = functional.tried(record) if functional else NOTHING_TRIED
-        if findings := classify(record, references, job.config.decontaminate, tried):
+        if findings := matches_of(record, job.config.decontaminate, allow_unsafe=job.allow_unsafe):
             found[place] = [asdict(finding) for finding in findings]
     write_json(_known(job.work / "contamination", shard), found)
     return len(found)
-
-
-@lru_cache(maxsize=1)
-def _compared(config: DecontaminateConfig, allow_unsafe: bool) -> tuple[References, Functional | None]:
-    """Return what this process compares with."""
-    from xft.curate.contamination import load_references
-    from xft.curate.functional import Functional
-    from xft.eval.functions import LIBRARIES
-    from xft.eval.sandbox import Sandbox
-
-    references, _ = load_references(config)
-    if not (config.functional and references.all):
-        return references, None
-    return references, Functional(references, Sandbox(libraries=LIBRARIES, allow_unsafe=allow_unsafe))
 
 
 def shard_findings(job: CurateJob, shard: Shard) -> dict[int, list[dict[str, Any]]]:
