@@ -27,7 +27,7 @@ from xft.moe.layouts import LAYOUTS, layout_of
 from xft.moe.mixture import Mixture
 from xft.moe.routers import ROUTERS
 from xft.prove import gap
-from xft.recipe import Recipe, load_recipe
+from xft.recipe import Recipe, UpcycleConfig, load_recipe
 from xft.report import collect
 from xft.stage import folder_digest, locked, read_manifest
 from xft.upcycle import upcycle
@@ -360,43 +360,50 @@ def test_killed_anywhere_and_run_again_gives_the_same_models(
     assert list(out.rglob("*.partial")) == []
 
 
-def mixture_settings(layout: str, router: str) -> list[str]:
-    """Of 4 routed experts, of which 2 are kept."""
-    shared = int(ROUTERS[router].shared)
-    chosen = [f"upcycle.layout={layout}", f"upcycle.router={router}"]
-    chosen += [f"upcycle.experts={4 + shared}", f"upcycle.active={2 + shared}"]
-    return chosen + (["upcycle.parts=2"] if layout == "split" else [])
+EXPERTS_PAGE = Path(__file__).parents[1] / "docs" / "experts.md"
+DOCUMENTED = re.findall(r"^\| `(layout=[^`]+)` \| (yes|no) \|", EXPERTS_PAGE.read_text(encoding="utf-8"), re.M)
+"""Every mixture of the table, and whether it starts as its base."""
+
+
+def documented(overrides: list[str], row: str, *more: str) -> Recipe:
+    return recipe_with(overrides, *(f"upcycle.{setting}" for setting in row.split()), "eval.max_new_tokens=2", *more)
 
 
 def fits(layout: str, router: str) -> bool:
+    shared = int(ROUTERS[router].shared)
+    given = {"layout": layout, "router": router, "experts": 4 + shared, "active": 2 + shared}
     try:
-        layout_of(load_recipe("tiny", mixture_settings(layout, router)).upcycle, FAMILIES["llama"])
+        layout_of(UpcycleConfig.model_validate(given | ({"parts": 2} if layout == "split" else {})), FAMILIES["llama"])
     except RecipeError:
         return False
     return True
 
 
-EXPERTS_PAGE = Path(__file__).parents[1] / "docs" / "experts.md"
-DOCUMENTED = re.findall(r"^\| `(layout=[^`]+)` \|", EXPERTS_PAGE.read_text(encoding="utf-8"), re.M)
+def test_every_layout_is_documented_with_every_router_that_it_takes() -> None:
+    settings = [dict(setting.split("=") for setting in row.split()) for row, _ in DOCUMENTED]
+    named = {(each["layout"], each["router"]) for each in settings}
+    assert named == {(layout, router) for layout in LAYOUTS for router in ROUTERS if fits(layout, router)}
 
 
-def documented(overrides: list[str], row: str) -> Recipe:
-    return recipe_with(overrides, *(f"upcycle.{setting}" for setting in row.split()), "eval.max_new_tokens=2")
+@pytest.mark.slow
+def test_the_documented_table_is_what_the_code_counts() -> None:
+    script = EXPERTS_PAGE.parents[1] / "benchmarks" / "experts_table.py"
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert len(printed.splitlines()) > 20
+    assert printed in EXPERTS_PAGE.read_text(encoding="utf-8")
 
 
-def test_every_layout_is_documented_with_what_it_costs() -> None:
-    named = {dict(setting.split("=") for setting in row.split())["layout"] for row in DOCUMENTED}
-    assert named == set(LAYOUTS)
-
-
-@pytest.mark.parametrize("row", DOCUMENTED)
-def test_a_documented_mixture_fits_and_gives_its_base_back(row: str, overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("row", "starts"), DOCUMENTED)
+def test_a_documented_mixture_fits_and_gives_its_base_back(
+    row: str, starts: str, overrides: list[str], tmp_path: Path
+) -> None:
     recipe = documented(overrides, row)
     pipeline.look_up_names(recipe)
     for name in ("moe", "merged"):
         (tmp_path / name).mkdir()
     upcycle(Path(recipe.base), tmp_path / "moe", recipe.upcycle, seed=1)
     mixture = Mixture(tmp_path / "moe")
+    assert mixture.preserves_dense == (starts == "yes")
     parts, weight = mixture.settings.parts, 0.75 if mixture.layout.weighs_shared else None
     coefficients = equal_coefficients(len(mixture.mixed_layers), mixture.routed, weight, parts)
     write_merged(mixture, coefficients, tmp_path / "merged")
@@ -408,39 +415,20 @@ def test_a_documented_mixture_fits_and_gives_its_base_back(row: str, overrides: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", DOCUMENTED)
+@pytest.mark.parametrize(("row", "starts"), DOCUMENTED)
 def test_a_documented_mixture_goes_the_whole_way(
-    row: str, overrides: list[str], humaneval: None, tmp_path: Path
+    row: str, starts: str, overrides: list[str], humaneval: None, tmp_path: Path
 ) -> None:
-    run(documented(overrides, row), tmp_path / "run")
-    losses = {
-        row: json.loads((tmp_path / "run" / "eval" / row / "heldout" / "scores.json").read_text())["mean"]
-        for row in ROWS
-    }
-    assert max(losses["moe"], losses["uniform"], losses["xft"]) < losses["base"]
-    lost = json.loads((tmp_path / "run" / "merge" / "learned" / "summary.json").read_text())["gap"]
-    assert 0 < lost["divergence"] < 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("layout", "router"), [(name, router) for name in LAYOUTS for router in ROUTERS if fits(name, router)]
-)
-def test_every_layout_runs_with_every_router(
-    layout: str, router: str, overrides: list[str], humaneval: None, tmp_path: Path
-) -> None:
-    recipe = recipe_with(
-        overrides, *mixture_settings(layout, router), "merge.also=ties", "eval.max_new_tokens=2"
-    )  # fmt: skip
+    recipe = documented(overrides, row, "merge.also=ties")
     run(recipe, tmp_path / "run")
     proof = json.loads((tmp_path / "run" / "upcycle" / "proof.json").read_text())
-    promised = layout_of(recipe.upcycle, FAMILIES["llama"]).preserves_dense(torch.float32)
-    assert proof["preserves_dense"] == promised
+    assert proof["preserves_dense"] == (starts == "yes")
     losses = {
         row: json.loads((tmp_path / "run" / "eval" / row / "heldout" / "scores.json").read_text())["mean"]
         for row in (*ROWS, "ties")
     }
-    assert losses["moe"] < losses["base"]  # it has learned
-    assert losses["xft"] < losses["base"]
+    assert max(losses["moe"], losses["uniform"], losses["xft"]) < losses["base"]
+    lost = json.loads((tmp_path / "run" / "merge" / "learned" / "summary.json").read_text())["gap"]
+    assert 0 < lost["divergence"] < 10
     last = json.loads((tmp_path / "run" / "moe" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert [len(row) for row in last["experts"]["load"]] == [4] * 2
+    assert [len(row) for row in last["experts"]["load"]] == [layout_of(recipe.upcycle, FAMILIES["llama"]).routed] * 2

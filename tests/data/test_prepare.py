@@ -48,6 +48,20 @@ def test_prepared_pairs_hold_everything_that_was_read(tmp_path: Path) -> None:
     assert not (out / "rejects.jsonl").exists()
 
 
+def test_what_curation_left_out_is_in_the_summary_of_a_run_on_it(tmp_path: Path) -> None:
+    (tmp_path / "curated").mkdir()
+    pairs(tmp_path / "curated" / "train.jsonl", 8)
+    pairs(tmp_path / "curated" / "rejects.jsonl", 3)
+    steps = [{"step": "parse", "in": 11, "dropped": 3, "reasons": {"does not parse": 3}}]
+    (tmp_path / "curated" / "statistics.json").write_text(json.dumps({"steps": steps}))
+    (tmp_path / "curated" / "manifest.json").write_text(json.dumps({"stage": "curate"}))
+    for number, source in enumerate((tmp_path / "curated", tmp_path / "curated" / "train.jsonl")):
+        (out := tmp_path / str(number)).mkdir()
+        prepare(config(source, heldout=3), out, seed=1)
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["sources"] == [{"path": str(source), "records": 8, "curated": steps}]
+
+
 def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [{"instruction": "i" * n, "response": "r" * n} for n in range(1, 11)]

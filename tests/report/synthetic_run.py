@@ -53,6 +53,15 @@ def has_close_elements(numbers: List[float], threshold: float) -> bool:
                 return True
     return False
 '''
+CURATED = {
+    "path": "curated/train.jsonl",
+    "records": 0,
+    "curated": [
+        {"step": "parse", "in": 1204, "dropped": 21, "reasons": {"python does not parse": 21}},
+        {"step": "near-duplicate", "in": 1183, "dropped": 160, "reasons": {"near-duplicate": 160}},
+        {"step": "contamination", "in": 1023, "dropped": 7, "reasons": {"leak": 7}},
+    ],
+}
 ERRORS = {"failed": "AssertionError", "timeout": "no result after 10.0 s", "no code": ""}
 
 
@@ -215,7 +224,7 @@ def write_run(run: Path) -> Path:
     (run / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     write_json(
         run / "data/summary.json",
-        {"train": 812, "heldout": 40, "rejected": 3, "sources": [{"path": "shipped:python", "records": 862}]},
+        {"train": 812, "heldout": 40, "rejected": 3, "sources": [{"path": "shipped:python", "records": 862}, CURATED]},
     )
     rows = {"base": 0.16, "base-completion": 0.22, "sft": 0.27, "moe": 0.30, "uniform": 0.27, "xft": 0.30}
     for name in [*STAGES, *(f"eval/{row}" for row in rows)]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from xft.data.example import Example
 from xft.data.sources import Rejected, read_source, resolve_files
 from xft.errors import DataError
 from xft.recipe import DataConfig
-from xft.stage import file_digest, write_json
+from xft.stage import file_digest, read_json, write_json
 
 TRAIN, HELDOUT, REJECTS = "train.jsonl", "heldout.jsonl", "rejects.jsonl"
 
@@ -31,10 +32,11 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     train, heldout = split(examples, config, seed)
     write_examples(out / TRAIN, train)
     write_examples(out / HELDOUT, heldout)
-    files = {source.path: {str(path) for path in resolve_files(source)} for source in config.sources}
+    files = {source.path: resolve_files(source) for source in config.sources}
     counts = [
-        {"path": name, "records": sum(_file_of(example.source) in paths for example in read)}
+        {"path": name, "records": sum(_file_of(example.source) in names for example in read), **_curation(paths)}
         for name, paths in files.items()
+        for names in ({str(path) for path in paths},)
     ]
     write_json(
         out / "summary.json",
@@ -43,6 +45,18 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
             "too_long": len(read) - len(examples), "sources": counts,
         },
     )  # fmt: skip
+
+
+def _curation(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return what `xft curate` says of its steps, where a source is one that it has made."""
+    folder = paths[0].parent
+    try:
+        made = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):  # none, or not xft's
+        return {}
+    if len(paths) > 1 or not isinstance(made, dict) or made.get("stage") != "curate":
+        return {}
+    return {"curated": read_json(folder / "statistics.json", {})["steps"]}
 
 
 def write_pairs(config: DataConfig, out: Path) -> Path:

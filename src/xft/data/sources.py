@@ -22,6 +22,8 @@ from xft.errors import DataError, MissingExtraError
 from xft.fetch import HUB_NAME, fetch_snapshot
 from xft.recipe import DataSource
 
+OWN = ("train.jsonl", "pairs.jsonl")
+"""What `xft curate` and `xft synth` call the pairs of a folder that they made; rejects and counts lie beside them."""
 SHOWN = 200
 """Characters of a record that are kept of one that was rejected."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -64,6 +66,8 @@ def resolve_files(source: DataSource) -> list[Path]:
             raise DataError(f"{path}: unknown kind of file; xft reads {', '.join(SUFFIXES)}")
         return [path]
     if path.is_dir():
+        if (path / "manifest.json").is_file() and (own := [path / name for name in OWN if (path / name).is_file()]):
+            return own[:1]
         files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
         if files:
             return files

@@ -23,6 +23,7 @@ from xft.report.contents import (
     Attempt,
     Attempts,
     Cost,
+    CurationStep,
     Curve,
     Data,
     Experts,
@@ -412,7 +413,19 @@ def _data(tree: dict[str, Any], fits: Mapping[str, Fit]) -> Data:
         rejected=int(tree["rejected"]),
         too_long=int(tree.get("too_long", 0)),
         sources=tuple((str(source["path"]), int(source["records"])) for source in tree["sources"]),
+        curated={
+            str(source["path"]): tuple(map(_curation_step, source["curated"]))
+            for source in tree["sources"]
+            if source.get("curated")
+        },
         fits=fits,
+    )
+
+
+def _curation_step(tree: Mapping[str, Any]) -> CurationStep:
+    reasons = {str(reason): int(count) for reason, count in tree["reasons"].items()}
+    return CurationStep(
+        name=str(tree["step"]), looked_at=int(tree["in"]), dropped=int(tree["dropped"]), reasons=reasons
     )
 
 

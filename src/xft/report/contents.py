@@ -181,6 +181,16 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CurationStep:
+    """A step of curation: records that it looked at and dropped, and how many for which reason."""
+
+    name: str
+    looked_at: int
+    dropped: int
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """The instruction pairs of the run."""
 
@@ -191,6 +201,8 @@ class Data:
     sources: tuple[tuple[str, int], ...]
     """Path and well-formed records of each."""
 
+    curated: Mapping[str, tuple[CurationStep, ...]]
+    """What `xft curate` did with the sources, by path, of those that it has made."""
     fits: Mapping[str, Fit]
     """By stage, of those that have trained on the pairs."""
 
