@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hub_cache import cached_repository, offline
 from xft.data.example import Example
 from xft.data.sources import Rejected, read_source, resolve_files
 from xft.errors import DataError
@@ -242,23 +240,6 @@ def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
         resolve_files(DataSource(path=str(tmp_path)))
 
 
-def _cached_repository(cache: Path, folder: str, contents: dict[str, dict[str, str]]) -> None:
-    """Lay out a hub cache: a snapshot per commit, the first one as `main`."""
-    repository = cache / folder
-    for commit, files in contents.items():
-        snapshot = repository / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        for name, text in files.items():
-            (snapshot / name).write_text(text)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(next(iter(contents)))
-
-
-def _offline(cache: Path, code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-
-
 NEW, OLD = "a" * 40, "b" * 40
 
 
@@ -267,8 +248,8 @@ def test_a_hub_data_set_comes_out_of_the_local_cache_at_the_pinned_revision(tmp_
         commit: {"train.jsonl": json.dumps({"instruction": text, "response": "r"}) + "\n"}
         for commit, text in ((NEW, "newest"), (OLD, "pinned"))
     }
-    _cached_repository(tmp_path, "datasets--org--pairs", lines)
-    done = _offline(
+    cached_repository(tmp_path, "datasets--org--pairs", lines)
+    done = offline(
         tmp_path,
         "from xft.data.sources import read_source\nfrom xft.recipe import DataSource\n"
         f"for revision in (None, {OLD!r}):\n"
@@ -279,10 +260,10 @@ def test_a_hub_data_set_comes_out_of_the_local_cache_at_the_pinned_revision(tmp_
 
 
 def test_a_hub_model_comes_out_of_the_local_cache_at_the_pinned_revision(tmp_path: Path) -> None:
-    _cached_repository(
+    cached_repository(
         tmp_path, "models--org--name", {NEW: {"config.json": '{"v": "new"}'}, OLD: {"config.json": '{"v": "old"}'}}
     )
-    done = _offline(
+    done = offline(
         tmp_path,
         "from xft.base import resolve_base\n"
         f"for name in ('org/name', 'org/name@{OLD}'):\n    print((resolve_base(name) / 'config.json').read_text())",
@@ -304,7 +285,7 @@ def test_a_hub_model_comes_out_of_the_local_cache_at_the_pinned_revision(tmp_pat
     ],
 )
 def test_a_hub_name_that_cannot_be_had_is_a_clear_error(tmp_path: Path, call: str, named: str) -> None:
-    done = _offline(
+    done = offline(
         tmp_path,
         f"from xft.errors import FetchError\n{call}\n"
         "try:\n    get(name)\nexcept FetchError as error:\n    print(error)",

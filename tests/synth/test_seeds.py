@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hub_cache import cached_repository, offline
 from xft.errors import DataError
 from xft.synth.config import SeedSource
 from xft.synth.seeds import read_seeds, seeds_digest
@@ -88,6 +89,23 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     documents, skipped = read_seeds(sources(tmp_path / "seeds.parquet"))
     assert [(each.text, each.language, each.source) for each in documents] == [("x = 1", "python", "seeds.parquet[0]")]
     assert len(skipped) == 1
+
+
+def test_a_hub_data_set_gives_documents_at_the_pinned_revision(tmp_path: Path) -> None:
+    rows = {
+        commit: {"train.jsonl": json.dumps({"content": f"x = {value}\n", "license": "MIT", "path": "a.py"}) + "\n"}
+        for commit, value in (("a" * 40, 1), ("b" * 40, 2))
+    }
+    cached_repository(tmp_path, "datasets--org--files", rows)
+    done = offline(
+        tmp_path,
+        "from xft.synth.config import SeedSource\nfrom xft.synth.seeds import read_seeds\n"
+        f"for revision in (None, {'b' * 40!r}):\n"
+        "    (document,), _ = read_seeds([SeedSource(path='org/files', revision=revision)])\n"
+        "    print(document.text.strip(), document.license, document.language, document.source)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"x = {value} MIT python train.jsonl:1" for value in (1, 2)]
 
 
 def test_a_column_can_be_named_and_gzip_is_read(tmp_path: Path) -> None:
