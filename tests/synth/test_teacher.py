@@ -67,7 +67,7 @@ def test_what_was_answered_is_not_asked_again_by_any_run(serve: Any, tmp_path: P
     assert texts(again, questions("b", "c")) == ["b it is", "c it is"]
     assert len(script.asked) == 3
     assert (again.usage.answers, again.usage.found) == (2, 1)
-    assert (again.usage.prompt_tokens, again.usage.completion_tokens) == (2, 6)
+    assert (again.usage.prompt_tokens, again.usage.completion_tokens, again.usage.found_tokens) == (2, 6, 4)
     assert first.usage.seconds > 0
 
 

@@ -70,7 +70,11 @@ def summary(made: dict[str, Any]) -> str:
     teacher = made["teacher"]
     lines.append(
         f"teacher: {teacher['answers']} answers, {teacher['prompt_tokens']:,} + {teacher['completion_tokens']:,} tokens"
-        + (f", {teacher['found']} answers found in the store" if teacher["found"] else "")
+        + (
+            f", of which {teacher['found']} answers with {teacher['found_tokens']:,} tokens were in the store"
+            if teacher["found"]
+            else ""
+        )
         + (f", {teacher['uncounted']} without counts" if teacher["uncounted"] else "")
         + (f", cost {made['cost']:.4g}" if made["cost"] else "")
     )

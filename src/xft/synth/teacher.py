@@ -31,6 +31,8 @@ class Usage:
     answers: int = 0
     found: int = 0
     """Of these, answers that were in the store."""
+    found_tokens: int = 0
+    """Of all tokens, those of answers that were in the store: they were paid for before."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     uncounted: int = 0
@@ -76,6 +78,7 @@ class Teacher:
         records = {key: record for key in asked if (record := self.store.get(key)) is not None}
         for record in records.values():
             self._count(record)
+            self.usage.found_tokens += (record["prompt_tokens"] or 0) + (record["completion_tokens"] or 0)
         self.usage.found += len(records)
         missing: dict[Sampling, dict[Ask, str]] = {}
         for key, question in asked.items():
