@@ -60,9 +60,14 @@ def named(rows):
     return [{str(item): float(value) for item, value in enumerate(row)} for row in rows]
 
 
+def apart(values):
+    """Give each seed items of its own."""
+    return [{f"{seed} {item}": value for item, value in each.items()} for seed, each in enumerate(values)]
+
+
 def test_without_spread_between_items_the_interval_is_students_t():
     a, b = named([[2.0] * 4, [3.0] * 4, [7.0] * 4]), named([[1.0] * 4] * 3)
-    found = compare_over_seeds(a, b, same_items=True)
+    found = compare_over_seeds(a, b)
     assert found.seeds == (1.0, 2.0, 6.0)
     assert found.difference.mean == 3.0
     half = 4.3027 * math.sqrt(7) / math.sqrt(3)  # the variance of 1, 2, 6 is 7
@@ -78,63 +83,86 @@ def test_without_spread_between_seeds_the_interval_is_that_of_the_shared_problem
     generator = np.random.default_rng(1)
     problems = generator.normal(0.5, 1.0, 200)
     a, b = named([problems] * 5), named([[0.0] * 200] * 5)
-    found = compare_over_seeds(a, b, same_items=True)
+    found = compare_over_seeds(a, b)
     half = 1.96 * problems.std() / math.sqrt(200)
     assert found.difference.low == pytest.approx(problems.mean() - half, abs=0.01)
     assert found.difference.high == pytest.approx(problems.mean() + half, abs=0.01)
     assert found.difference.verdict == "better"
-    own = compare_over_seeds(a, b, same_items=False)  # drawn for each seed anew, the problems' luck averages out
+    own = compare_over_seeds(apart(a), apart(b))  # each seed's own, so the problems' luck averages out
     assert own.difference.high - own.difference.low == pytest.approx(2 * half / math.sqrt(5), rel=0.05)
 
 
 def test_a_lower_loss_is_better_and_the_order_of_items_does_not_count():
     a = [{"x": 1.0, "y": 2.0, "z": 3.0}, {"x": 1.1, "y": 2.1, "z": 3.1}]
     b = [{"z": 4.0, "y": 3.0, "x": 2.0}, {"z": 4.1, "x": 2.1, "y": 3.1}]
-    found = compare_over_seeds(a, b, same_items=True, higher_is_better=False)
+    found = compare_over_seeds(a, b, higher_is_better=False)
     assert found.difference.verdict == "better"
     assert found.difference.mean == pytest.approx(-1.0)
-    assert compare_over_seeds(b, a, same_items=True, higher_is_better=False).difference.verdict == "worse"
+    assert compare_over_seeds(b, a, higher_is_better=False).difference.verdict == "worse"
 
 
 def test_one_seed_falls_back_on_the_paired_bootstrap_of_items():
     generator = np.random.default_rng(2)
     a, b = (generator.random(30) < 0.6).tolist(), (generator.random(30) < 0.4).tolist()
-    found = compare_over_seeds(named([a]), named([b]), same_items=True, bounds=(-1.0, 1.0))
+    found = compare_over_seeds(named([a]), named([b]), bounds=(-1.0, 1.0))
     assert found.difference == paired_rates([float(x) for x in a], [float(x) for x in b])
     assert found.p is None
     assert found.smallest == smallest_difference([float(x) for x in a], [float(x) for x in b])
-    losses = compare_over_seeds(named([a]), named([b]), same_items=False, higher_is_better=False)
+    losses = compare_over_seeds(named([a]), named([b]), higher_is_better=False)
     assert losses.difference == paired_difference([float(x) for x in a], [float(x) for x in b], higher_is_better=False)
 
 
 def test_methods_that_did_alike_on_all_problems_are_not_taken_for_equal():
     alike = named([[1.0, 0.0, 1.0, 0.0]] * 3)
-    found = compare_over_seeds(alike, alike, same_items=True, bounds=(-1.0, 1.0))
+    found = compare_over_seeds(alike, alike, bounds=(-1.0, 1.0))
     assert found.difference.mean == 0.0
     assert found.difference.low < 0 < found.difference.high
     assert found.smallest > 0.1
-    estimate = estimate_over_seeds(named([[0.0] * 20] * 3), same_items=True, bounds=(0.0, 1.0))
+    estimate = estimate_over_seeds(named([[0.0] * 20] * 3), bounds=(0.0, 1.0))
     assert estimate.high > 0.05
 
 
 def test_an_item_that_one_seed_lost_leaves_the_others_in_their_places():
     whole = {str(item): float(item % 2) for item in range(20)}
     lost = {item: value for item, value in whole.items() if item != "7"}
-    found = compare_over_seeds([whole, lost], [whole, lost], same_items=True, bounds=(-1.0, 1.0))
+    found = compare_over_seeds([whole, lost], [whole, lost], bounds=(-1.0, 1.0))
     assert (found.difference.mean, found.items) == (0.0, 39)
-    assert estimate_over_seeds([{"x": 1.0}], same_items=True, bounds=(0.0, 1.0)).low == 0.0
-    assert estimate_over_seeds([{"x": 1.0}], same_items=True).high == 1.0
+    assert estimate_over_seeds([{"x": 1.0}], bounds=(0.0, 1.0)).low == 0.0
+    assert estimate_over_seeds([{"x": 1.0}]).high == 1.0
+
+
+def test_items_that_some_seeds_share_are_drawn_for_them_together():
+    generator = np.random.default_rng(4)
+    pool = dict(zip(map(str, range(300)), generator.normal(0.0, 1.0, 300), strict=True))
+    own = [dict(list(pool.items())[100 * seed : 100 * seed + 100]) for seed in range(3)]
+    half = [dict(list(pool.items())[50 * seed : 50 * seed + 100]) for seed in range(3)]
+
+    def width(values):
+        zeros = [dict.fromkeys(each, 0.0) for each in values]
+        found = compare_over_seeds([{k: v - sum(x.values()) / 100 for k, v in x.items()} for x in values], zeros)
+        return found.difference.high - found.difference.low  # all seeds' means are 0
+
+    alone, same = width(own), width([own[0]] * 3)
+    assert same == pytest.approx(alone * math.sqrt(3), rel=0.15)
+    assert alone * 1.1 < width(half) < same * 0.95
+
+
+def test_intervals_end_where_values_do():
+    found = compare_over_seeds(named([[1.0, 1.0], [-1.0, 1.0]]), named([[0.0, 0.0]] * 2), bounds=(-1.0, 1.0))
+    assert (found.difference.low, found.difference.high) == (-1.0, 1.0)
+    rates = estimate_over_seeds(named([[0.0] * 9 + [1.0], [0.0] * 7 + [1.0] * 3]), bounds=(0.0, 1.0))
+    assert rates.low == 0.0
 
 
 def test_pairs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="same seeds and items"):
-        compare_over_seeds(named([[1.0, 2.0]]), named([[1.0]]), same_items=True)
+        compare_over_seeds(named([[1.0, 2.0]]), named([[1.0]]))
     with pytest.raises(ValueError, match="same seeds and items"):
-        compare_over_seeds(named([[1.0]] * 2), named([[1.0]]), same_items=True)
+        compare_over_seeds(named([[1.0]] * 2), named([[1.0]]))
     with pytest.raises(ValueError, match="without items"):
-        estimate_over_seeds([], same_items=True)
+        estimate_over_seeds([])
     with pytest.raises(ValueError, match="not finite"):
-        compare_over_seeds(named([[math.nan], [1.0]]), named([[1.0], [1.0]]), same_items=True)
+        compare_over_seeds(named([[math.nan], [1.0]]), named([[1.0], [1.0]]))
 
 
 @pytest.mark.slow
@@ -154,9 +182,9 @@ def test_where_nothing_differs_at_most_one_in_twenty_intervals_leaves_0_out(
         shape = (1 if same_items else seeds, items)
         values = between_problems * generator.standard_normal(shape) + rest * generator.standard_normal((seeds, items))
         values = values + between_seeds * generator.standard_normal((seeds, 1))
-        found = compare_over_seeds(
-            named(values), named(np.zeros_like(values)), same_items=same_items, seed=trial
-        ).difference
+        a, b = named(values), named(np.zeros_like(values))
+        pair = (a, b) if same_items else (apart(a), apart(b))
+        found = compare_over_seeds(*pair, seed=trial).difference
         missed += not found.low <= 0 <= found.high
     assert missed <= 20  # 10 expected at 5%; more than 20 of 200 has a chance of 0.1%
 
@@ -170,7 +198,7 @@ def test_an_effect_as_large_as_the_smallest_is_seen_about_4_times_in_5():
     seen, promised = 0, []
     for trial in range(300):
         values = smallest + spread * generator.standard_normal((seeds, 1)) + np.zeros((seeds, items))
-        found = compare_over_seeds(named(values), named(np.zeros_like(values)), same_items=True, seed=trial)
+        found = compare_over_seeds(named(values), named(np.zeros_like(values)), seed=trial)
         seen += found.difference.verdict == "better"
         promised.append(found.smallest)
     assert 0.72 < seen / 300 < 0.9

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from browser import CHROMIUM, WIDTHS, measure
-from xft.experiment.cells import write_outcomes
+from xft.errors import RecipeError
+from xft.experiment.cells import read_outcomes, write_outcomes
 from xft.experiment.collect import _shared
 from xft.experiment.config import Grid, load_grid
 from xft.experiment.plan import Plan
@@ -97,6 +98,34 @@ def test_with_few_seeds_or_one_the_limits_are_said(out: Path) -> None:
     one = write_results(write_cells(out, [4]), out, "")
     assert "One seed: the intervals cover the choice of problems, not the luck of training." in markdown(one)
     assert "Seed by seed" not in render(one)
+
+
+def test_all_are_compared_with_other_methods_too(out: Path) -> None:
+    results = write_results(write_cells(out, [1, 2, 3, 4, 5, 6], against=["same", "base"]), out, "")
+    by_name = {method.name: method for method in results.methods}
+    assert by_name["xft"].others["base"].difference.mean == pytest.approx(-0.25, abs=0.003)
+    assert by_name["xft"].others["same"].p == 2 / 64
+    assert set(by_name["same"].others) == {"base"}
+    told = by_name["sft"].others["same"].difference
+    assert told.mean == -by_name["same"].differences["heldout"].difference.mean
+    table, page = markdown(results), render(results)
+    for name in ("same", "base"):
+        assert f"## Against {name}" in table
+        assert f"<h2>Against {name}</h2>" in page
+    assert "9 comparisons, each at 5%" in table
+    with pytest.raises(RecipeError, match="against must be one of the methods"):
+        write_cells(out, [1], against=["sfft"])
+    with pytest.raises(RecipeError, match="sft is the baseline"):
+        write_cells(out, [1], against=["sft"])
+
+
+def test_a_method_that_lacks_seeds_is_named(out: Path) -> None:
+    grid = write_cells(out, [1, 2, 3])
+    outcomes = read_outcomes(out)
+    write_outcomes(out, {"same, seed 3": {**outcomes["same, seed 3"], "status": "failed", "reason": "r"}})
+    table = markdown(write_results(grid, out, ""))
+    assert "Over fewer seeds than others: same." in table
+    assert "p = 0.5 at least with 2 seeds" in table
 
 
 def test_problems_of_ones_own_can_decide(out: Path) -> None:

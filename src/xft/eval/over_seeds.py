@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,7 @@ from xft.eval.metrics import (
 MOST_EXACT = 16
 """Seeds up to which all assignments of signs are counted out; with more, random ones are."""
 Values = Sequence[Mapping[str, float]]
-"""A value for each item, for each seed."""
+"""A value for each item, for each seed; an item that several seeds have has one name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +58,7 @@ class SeedDifference:
     """The difference that would be seen, at 5% two-sided, with a probability of 80%, given the spread."""
 
 
-def estimate_over_seeds(
-    values: Values, *, same_items: bool, bounds: tuple[float, float] | None = None, seed: int = 0
-) -> Estimate:
+def estimate_over_seeds(values: Values, *, bounds: tuple[float, float] | None = None, seed: int = 0) -> Estimate:
     """Return the mean of per-item values over seeds, with its interval (as `compare_over_seeds` has it).
 
     With one seed the interval is the items' bootstrap, which does not cover the luck of training.
@@ -73,8 +72,7 @@ def estimate_over_seeds(
         alone = columns[0].size == 1  # of one item nothing is known but its bounds
         low, high = bounds or (means * 2) if alone else mean_interval(columns[0].tolist(), seed, bounds=bounds)
     else:
-        drawn = _hierarchical(columns, same_items and _alike(values), bounds, np.random.default_rng(seed))
-        low, high = _hull(means, drawn)
+        low, high = _hull(means, _drawn(values, bounds, np.random.default_rng(seed)), bounds)
     return Estimate(mean=math.fsum(means) / len(means), low=low, high=high, seeds=means)
 
 
@@ -82,18 +80,17 @@ def compare_over_seeds(
     a: Values,
     b: Values,
     *,
-    same_items: bool,
     higher_is_better: bool = True,
     bounds: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> SeedDifference:
     """Compare two methods over seeds, paired by seed and by item.
 
-    The interval is the wider one, at each end, of two: a bootstrap that draws seeds and then items (the same ones for
-    all seeds where `same_items`, as a benchmark's problems are; otherwise each seed's own, as held-out pairs are that
-    the seed chose), and Student's t over the seeds' means. The bootstrap alone is too sure with few seeds; t alone does
-    not cover the choice of problems that all seeds share. `bounds` are those of a difference. With one seed, the
-    interval and the verdict are those of `paired_difference`.
+    The interval is the wider one, at each end, of two: a bootstrap that draws seeds and items (a benchmark's problems,
+    which all seeds have, or held-out pairs, of which seeds have their own, or some of the same), and Student's t over
+    the seeds' means. The bootstrap alone is too sure with few seeds; t alone does not cover the choice of problems that
+    seeds share. `bounds` are those of a difference, and of the interval. With one seed, the interval and the verdict
+    are those of `paired_difference`.
 
     Raises:
         ValueError: the seeds or a seed's items differ, there are none, or a value is not finite.
@@ -109,8 +106,8 @@ def compare_over_seeds(
         difference = paired_difference(ours, theirs, seed, higher_is_better=higher_is_better, bounds=bounds)
         p, smallest = None, smallest_difference(ours, theirs, bounded=bounds is not None)
     else:
-        drawn = _hierarchical(columns, same_items and _alike(a), bounds, np.random.default_rng(seed))
-        low, high = _hull(means, drawn)
+        drawn = _drawn(differences, bounds, np.random.default_rng(seed))
+        low, high = _hull(means, drawn, bounds)
         clear = low > 0 or high < 0
         better = (mean > 0) == higher_is_better
         difference = Difference(
@@ -192,41 +189,45 @@ def _columns(values: Values) -> list[Floats]:
     return columns
 
 
-def _alike(values: Values) -> bool:
-    """Return whether all seeds have the same items; a fault of the sandbox may have cost one of them an item."""
-    return len({frozenset(each) for each in values}) == 1
-
-
-def _hierarchical(
-    columns: list[Floats], same_items: bool, bounds: tuple[float, float] | None, generator: np.random.Generator
-) -> Floats:
+def _drawn(values: Values, bounds: tuple[float, float] | None, generator: np.random.Generator) -> Floats:
     """Return the means of RESAMPLES draws of seeds and items, both with replacement.
 
+    An item that several seeds have is drawn for all of them at once, one of a single seed whenever that seed is drawn.
     Where values can't lie outside `bounds`, an item at each bound is drawn from too, for the reason that
     `paired_difference` gives.
     """
-    columns = [np.append(column, bounds or ()) for column in columns]
-    seeds = len(columns)
-    if same_items:
-        items = columns[0].size
-        drawn_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size=RESAMPLES)
-        drawn_items = generator.multinomial(items, [1 / items] * items, size=RESAMPLES)
-        return np.asarray(((drawn_seeds @ np.stack(columns)) * drawn_items).sum(axis=1) / (seeds * items))
-    totals = np.zeros(RESAMPLES)
+    whole = [{**each, **{f"\0{end}": bound for end, bound in enumerate(bounds or ())}} for each in values]
+    seeds, holders = len(whole), Counter(name for each in whole for name in each)
+    shared = sorted(name for name, count in holders.items() if count > 1)
+    drawn_KI: Floats = np.zeros((RESAMPLES, 0))
+    if shared:
+        shares = [1 / len(shared)] * len(shared)
+        drawn_KI = generator.multinomial(len(shared), shares, size=RESAMPLES).astype(np.float64)
+    values_SI = np.array([[each.get(name, 0.0) for name in shared] for each in whole])
+    there_SI = np.array([[float(name in each) for name in shared] for each in whole])
+    if all(len(each) == len(shared) for each in whole):
+        drawn_KS = generator.multinomial(seeds, [1 / seeds] * seeds, size=RESAMPLES)
+        return np.asarray(((drawn_KS @ values_SI) * drawn_KI).sum(axis=1) / (seeds * len(shared)))
+    sums_KS, counts_KS = drawn_KI @ values_SI.T, drawn_KI @ there_SI.T
+    totals_K = np.zeros(RESAMPLES)
     for _ in range(seeds):
-        which = generator.integers(seeds, size=RESAMPLES)
-        for number, column in enumerate(columns):
-            rows = np.flatnonzero(which == number)
-            totals[rows] += column[generator.integers(column.size, size=(rows.size, column.size))].mean(axis=1)
-    return totals / seeds
+        which_K = generator.integers(seeds, size=RESAMPLES)
+        for number, each in enumerate(whole):
+            rows = np.flatnonzero(which_K == number)
+            own = np.array([each[name] for name in sorted(each) if holders[name] == 1])
+            picks = generator.integers(max(1, own.size), size=(rows.size, own.size))
+            sums = sums_KS[rows, number] + (own[picks].sum(axis=1) if own.size else 0.0)
+            totals_K[rows] += sums / np.maximum(1, counts_KS[rows, number] + own.size)
+    return totals_K / seeds
 
 
-def _hull(means: Sequence[float], drawn: Floats) -> tuple[float, float]:
-    """Return the wider of the bootstrap's percentiles and Student's t over seeds, at each end."""
+def _hull(means: Sequence[float], drawn: Floats, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the wider of the bootstrap's percentiles and Student's t over seeds, at each end, within the bounds."""
     low, high = (float(end) for end in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     mean = math.fsum(means) / len(means)
     half = t_quantile(0.5 + LEVEL / 2, len(means) - 1) * _error(means)
-    return min(low, mean - half), max(high, mean + half)
+    least, most = bounds or (-math.inf, math.inf)
+    return max(least, min(low, mean - half)), min(most, max(high, mean + half))
 
 
 def _smallest(means: Sequence[float], drawn: Floats) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class MethodResult:
     """By measure."""
     differences: Mapping[str, SeedDifference]
     """To the baseline, by measure; over the seeds that both have."""
+    others: Mapping[str, SeedDifference]
+    """To the grid's `against`, by method, in the endpoint."""
     flops: float | None
     """Mean over the seeds, as the times are."""
     wall_seconds: float | None
@@ -81,6 +84,8 @@ class Results:
     grid: str
     """The resolved grid, as YAML text."""
     baseline: str
+    against: tuple[str, ...]
+    """Other methods that all are compared with."""
     endpoint: str
     measures: tuple[str, ...]
     """The endpoint first."""
@@ -133,6 +138,7 @@ def collect(plan: Plan, out: Path, grid_text: str, command: str) -> Results:
         base=cells[0].recipe.base,
         grid=grid_text,
         baseline=grid.baseline,
+        against=tuple(grid.against),
         endpoint=grid.endpoint,
         measures=tuple(measure for measure in measures if values[measure]),
         seeds=tuple(grid.seeds),
@@ -165,7 +171,8 @@ def _values(out: Path, cells: Sequence[Cell], measure: str) -> dict[str, _Scored
     for cell in cells:
         if values := read_values(out, cell, measure):
             by_seed, hashes = found.setdefault(cell.method, ({}, {}))
-            by_seed[cell.seed], hashes[cell.seed] = values, read_data_hash(out, cell, measure)
+            hashes[cell.seed] = read_data_hash(out, cell, measure)
+            by_seed[cell.seed] = dict(zip(_names(out, cell, measure, values), values.values(), strict=True))
     return {method: _Scored(values=values, hashes=hashes) for method, (values, hashes) in found.items()}
 
 
@@ -176,23 +183,22 @@ def _method(
     values: Mapping[str, Mapping[str, _Scored]],
     lines: Sequence[Line],
 ) -> MethodResult:
-    estimates, differences = {}, {}
+    estimates: dict[str, Estimate] = {}
+    differences: dict[str, SeedDifference] = {}
+    others: dict[str, SeedDifference] = {}
     for measure, methods in values.items():
-        ours, theirs = methods.get(name), methods.get(grid.baseline)
-        share = measure != HELDOUT
+        ours, share = methods.get(name), measure != HELDOUT
         if ours is None:
             continue
         estimates[measure] = estimate_over_seeds(
-            list(ours.values.values()), same_items=len(set(ours.hashes.values())) == 1,
-            bounds=(0.0, 1.0) if share else None,
+            list(ours.values.values()), bounds=(0.0, 1.0) if share else None
         )  # fmt: skip
-        both = [seed for seed in ours.values if theirs and ours.hashes[seed] == theirs.hashes.get(seed)]
-        if name != grid.baseline and theirs and both:
-            differences[measure] = compare_over_seeds(
-                *_shared([ours.values[seed] for seed in both], [theirs.values[seed] for seed in both]),
-                same_items=len({ours.hashes[seed] for seed in both}) == 1, higher_is_better=share,
-                bounds=(-1.0, 1.0) if share else None,
-            )  # fmt: skip
+        found = {other: _compared(ours, methods.get(other), share) for other in (grid.baseline, *grid.against)}
+        told = {other: difference for other, difference in found.items() if difference and other != name}
+        if grid.baseline in told:
+            differences[measure] = told[grid.baseline]
+        if measure == grid.endpoint:
+            others = {other: told[other] for other in grid.against if other in told}
     costs = [line.cost for line in lines if line.method == name and line.cost]
     chosen = choices[name].chosen if name in choices else {}
     return MethodResult(
@@ -202,11 +208,21 @@ def _method(
         seeds=sum(line.method == name and line.status == "done" for line in lines),
         estimates=estimates,
         differences=differences,
+        others=others,
         flops=_mean([cost.flops for cost in costs]),
         wall_seconds=_mean([cost.wall_seconds for cost in costs]),
         tokens=_mean([cost.tokens for cost in costs]),
         peak_memory=max((cost.peak_memory for cost in costs if cost.peak_memory is not None), default=None),
     )
+
+
+def _compared(ours: _Scored, theirs: _Scored | None, share: bool) -> SeedDifference | None:
+    """Compare two methods over the seeds on which both have scored the same."""
+    both = [seed for seed in ours.values if theirs and ours.hashes[seed] == theirs.hashes.get(seed)]
+    if not theirs or not both:
+        return None
+    pair = _shared([ours.values[seed] for seed in both], [theirs.values[seed] for seed in both])
+    return compare_over_seeds(*pair, higher_is_better=share, bounds=(-1.0, 1.0) if share else None)
 
 
 def _shared(a: Values, b: Values) -> tuple[Values, Values]:
@@ -261,9 +277,23 @@ def _manifest(out: Path, cell: Cell) -> dict[str, Any]:
 
 
 def _items(out: Path, cell: Cell, measure: str) -> set[str]:
-    """Return what tells the items of a measure from all others: a problem's name, or a pair's text."""
+    """Return the names of a measure's items, "" being none."""
+    return set(_names(out, cell, measure, read_values(out, cell, measure) or {})) if measure else set()
+
+
+def _names(out: Path, cell: Cell, measure: str, values: Mapping[str, float]) -> list[str]:
+    """Return what tells a measure's items from all others, also of other seeds: a problem's name, or a pair's text."""
+    texts: list[str] = []
     if measure == HELDOUT:
         path = out / cell.folder / "data" / "heldout.jsonl"
         pairs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return {json.dumps([pair["instruction"], pair["response"]]) for pair in pairs}
-    return {f"{measure} {item}" for item in read_values(out, cell, measure) or {}}
+        texts = [json.dumps([pair["instruction"], pair["response"]]) for pair in pairs]
+    if len(texts) != len(values):  # problems; or some pairs were too long to be scored
+        data = read_data_hash(out, cell, measure)
+        return [f"{measure} {data} {item}" for item in values]
+    seen: Counter[str] = Counter()
+    names = []
+    for text in texts:
+        names.append(f"{text} {seen[text]}")  # a pair may be there twice
+        seen[text] += 1
+    return names

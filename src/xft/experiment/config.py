@@ -74,6 +74,8 @@ class Grid(Section):
     """What is compared, in the table's order."""
     baseline: str
     """The method that all others are compared with."""
+    against: list[str] = Field(default=[])
+    """Methods that all others are compared with too, by the endpoint."""
     endpoint: str = HELDOUT
     """What the experiment is decided by: `heldout`, or a benchmark's name."""
     choose: Choose | None = None
@@ -83,11 +85,14 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _is_fair(self) -> Grid:
-        if self.baseline not in self.methods:
-            raise ValueError(
-                f"baseline must be one of the methods ({', '.join(self.methods)}), got {self.baseline!r}"
-                + did_you_mean(self.baseline, self.methods)
-            )
+        for key, name in (("baseline", self.baseline), *(("against", name) for name in self.against)):
+            if name not in self.methods:
+                raise ValueError(
+                    f"{key} must be one of the methods ({', '.join(self.methods)}), got {name!r}"
+                    + did_you_mean(name, self.methods)
+                )
+        if self.baseline in self.against:
+            raise ValueError(f"against: {self.baseline} is the baseline, with which all are compared anyway")
         for where, seeds in (("seeds", self.seeds), ("choose.seeds", self.choose.seeds if self.choose else [])):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{where}: a seed is there twice")

@@ -105,7 +105,10 @@ def verdict(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """Say how the figures are to be read, as far as it depends on the experiment."""
     seeds = len(results.seeds)
-    compared = sum(results.endpoint in method.differences for method in results.methods)
+    pairs = [
+        method.differences[results.endpoint] for method in results.methods if results.endpoint in method.differences
+    ]
+    compared = len(pairs) + sum(len(method.others) for method in results.methods)
     told = []
     if seeds == 1:
         told.append("One seed: the intervals cover the choice of problems, not the luck of training.")
@@ -113,11 +116,13 @@ def notes(results: Results) -> list[str]:
         told.append(
             "Intervals (95%) cover the seeds and the choice of problems; differences are paired by seed and problem."
         )
-        floor = least_p(seeds)
+        fewest = min((len(found.seeds) for found in pairs), default=seeds)
+        floor = least_p(fewest)
         if short := [level for level in LEVELS if floor > level]:
             needed = " and ".join(f"{seeds_for(level)} for {100 * level:g}%" for level in short)
             told.append(
-                f"The exact test over seeds has p = {floor:.3g} at least with {seeds} seeds; it needs {needed}. "
+                f"The exact test over seeds has p = {floor:.3g} at least with {fewest} seed{'s' * (fewest > 1)}; "
+                f"it needs {needed}. "
                 "Verdicts rest on the intervals."
             )
     if compared > 1:
@@ -126,6 +131,12 @@ def notes(results: Results) -> list[str]:
         told.append(
             f"Settings were chosen by {unit(results.chosen_by).spoken} with other seeds; of the {results.items} items "
             f"of the endpoint, {results.shared_items} were among those that the screening was decided by."
+        )
+    counts = {method.name: method.seeds for method in results.methods if method.seeds}
+    if partly := [name for name, count in counts.items() if count < max(counts.values())]:
+        told.append(
+            f"Over fewer seeds than others: {', '.join(partly)}. Differences are over the seeds that both have, "
+            "means are not."
         )
     if failed := sum(line.status == FAILED for line in results.lines):
         told.append(f"{failed} of {len(results.lines)} cells failed; a method's figures are over its other seeds.")
@@ -148,6 +159,8 @@ def markdown(results: Results) -> str:
             cells += [_bracket(mean), f"{_bracket(gain)} {gain.verdict}".strip(), _bracket(smallest)]
         rows.append([*cells, *(cell.main for cell in _costs(method)), f"{method.seeds} of {len(results.seeds)}"])
     parts = [f"# {results.name}", verdict(results), _pipes(heads, rows), *notes(results)]
+    for other in results.against:
+        parts += [f"## Against {other}", _pipes(*_against(results, other))]
     if results.choices and results.chosen_by:
         parts += ["## Screening", _pipes(*_screening(results))]
     if failed := [line for line in (*results.screened, *results.lines) if line.status == FAILED]:
@@ -182,6 +195,7 @@ def render(results: Results) -> str:
         ],
         forests=_forests(results),
         costs=_cost_plots(results),
+        against=[(other, _against(results, other)) for other in results.against],
         by_seed=_by_seed(results) if len(results.seeds) > 1 else None,
         screening=_screening(results) if results.chosen_by else None,
         screening_cost=_screening_cost(results),
@@ -296,6 +310,17 @@ def _mark(method: MethodResult, measure: str, *, baseline: str | None = None) ->
     elif method.name == baseline:
         at = (0.0, 0.0, 0.0)
     return plots.Mark(label=method.name, tone=plots.tone(method.row), at=at)
+
+
+def _against(results: Results, other: str) -> tuple[list[str], list[list[str]]]:
+    """Write the endpoint's differences to one of the grid's other methods to compare with."""
+    how = unit(results.endpoint)
+    rows = []
+    for method in results.methods:
+        if found := method.others.get(other):
+            gain, smallest = _difference(how, found)
+            rows.append([method.name, _bracket(gain), gain.verdict, smallest.main, smallest.detail.removeprefix("p ")])
+    return ["method", f"{how.name}: difference to {other}", "verdict", "smallest visible", "p"], rows
 
 
 def _by_seed(results: Results) -> tuple[list[str], list[list[str]]]:
