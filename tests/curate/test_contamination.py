@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from xft.curate.config import DecontaminateConfig
 from xft.curate.contamination import (
     References,
     Tried,
+    benchmark_inputs,
     classify,
     coverage,
     load_references,
@@ -217,6 +220,21 @@ def test_python_of_joins_blocks_that_parse() -> None:
     assert python_of(Example(instruction="", response="```java\nint x;\n```")) == ""
 
 
+def test_benchmarks_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XFT_DATA", str(tmp_path))
+    monkeypatch.setenv("XFT_CACHE", str(tmp_path))
+    monkeypatch.setattr("xft.fetch.subprocess.run", lambda *_, **__: pytest.fail("pip was called"))
+    how: list[bool] = []
+
+    def snapshot(*_: Any, local_files_only: bool, **__: Any) -> str:
+        how.append(local_files_only)
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert set(benchmark_inputs(CONFIG).values()) <= {"none", "fingerprints"}
+    assert how and all(how)
+
+
 # --- running answers --------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +261,18 @@ def test_python_of_joins_blocks_that_parse() -> None:
 )
 def test_answers_are_judged_by_the_benchmark(functional: Functional, code: str, passed: list[int]) -> None:
     assert sorted(functional.tried(pair(OTHER, code)).passed) == passed
+
+
+def test_a_coroutine_that_can_not_run_as_a_function_proves_nothing(
+    references: References, functional: Functional
+) -> None:
+    held = "import asyncio\n\nasync def f(xs):\n    async with asyncio.Lock():\n" + textwrap.indent(
+        RENAMED.partition("\n")[2], "    "
+    )
+    record = pair(PARAPHRASE, held)
+    assert functional.tried(record) == Tried()
+    found = classify(record, references, CONFIG, functional.tried(record))
+    assert found == classify(record, references, CONFIG)
 
 
 def test_what_draws_at_random_is_judged_the_same_each_time(functional: Functional) -> None:

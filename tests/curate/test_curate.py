@@ -154,6 +154,19 @@ def test_mix_and_budget(tmp_path: Path) -> None:
     assert set(Counter(lines).values()) <= {1, 2}
 
 
+def test_the_text_of_what_can_not_be_read_is_not_listed_where_private_data_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "\\nghp_aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"\n{"b": 1}\n')
+    write_sources(tmp_path / "b", 40)
+    rows = (tmp_path / "b" / "a.jsonl").read_bytes()
+    (tmp_path / "c.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes() + rows)
+    out = made(tmp_path / "c.jsonl", tmp_path / "out")
+    assert "ghp_" not in (out / "rejects.jsonl").read_text()
+    unread = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert [each["source"][-2:] for each in unread if each["step"] == "read"][:2] == [":1", ":2"]
+    shown = made(tmp_path / "c.jsonl", tmp_path / "shown", steps=["schema"])
+    assert "ghp_" in (shown / "rejects.jsonl").read_text()
+
+
 def test_what_a_mix_has_no_place_for_is_a_reject(tmp_path: Path) -> None:
     write_sources(tmp_path / "a", 200, 1)
     (tmp_path / "out").mkdir()
@@ -165,7 +178,7 @@ def test_what_a_mix_has_no_place_for_is_a_reject(tmp_path: Path) -> None:
     assert len(left) > len(written) > 0 and not set(left) & set(written)
     assert len(written) + len(rejects) == statistics["read"]
     assert statistics["steps"][-1] == {
-        "step": "mix", "in": statistics["kept"], "dropped": len(left), "reasons": {"over its source's share": len(left)}
+        "step": "mix", "in": statistics["kept"], "dropped": len(left), "reasons": {"no place in the mix": len(left)}
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from xft.curate.contamination import NOTHING_TRIED, References, Tried, reference_of
-from xft.curate.languages import Languages
+from xft.curate.languages import Languages, toolchains
 from xft.data.example import Example
 from xft.eval.benchmark import Problem
 from xft.eval.benchmarks.multipl_e import Suite
@@ -54,6 +54,22 @@ def test_an_answer_that_passes_under_the_entry_points_name_is_found(language: La
     assert tried(answer(language, language.known.bad)) == NOTHING_TRIED
     renamed = re.sub(rf"\b{problem.entry_point}\b", "another_name", good.response)
     assert tried(replace(good, response=renamed)) == NOTHING_TRIED
+
+
+def test_code_that_is_said_to_be_of_another_language_is_not_run(
+    language: Language, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sandbox, "execute", lambda *_, **__: pytest.fail("it was run"))
+    references = References([reference_of(f"multipl-e-{language.name}", problem_of(language))], {})
+    other = replace(good := answer(language, language.known.good), response=good.response.replace("```", "```go", 1))
+    other = replace(other, response=re.sub(r"```go\w*", "```go", other.response))
+    assert Languages(references, sandbox).tried(other) == NOTHING_TRIED
+
+
+def test_what_runs_answers_is_told(language: Language) -> None:
+    assert toolchains([f"multipl-e-{language.name}", "mbpp"]) == {
+        f"multipl-e-{language.name}": language.toolchain.version
+    }
 
 
 def test_a_name_alone_runs_nothing(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, language: Language) -> None:

@@ -48,18 +48,38 @@ def test_prepared_pairs_hold_everything_that_was_read(tmp_path: Path) -> None:
     assert not (out / "rejects.jsonl").exists()
 
 
+def curated(folder: Path, steps: Any, **manifest: Any) -> Path:
+    """Write a folder as `xft curate` leaves it."""
+    folder.mkdir()
+    pairs(folder / "train.jsonl", 8)
+    (folder / "rejects.jsonl").write_text('{"step": "parse"}\n')
+    (folder / "statistics.json").write_text(json.dumps({"steps": steps}))
+    files = dict.fromkeys(("train.jsonl", "rejects.jsonl", "statistics.json"), "sha256")
+    (folder / "manifest.json").write_text(json.dumps({"stage": "curate", "files": files} | manifest))
+    return folder
+
+
+def sources_of(source: Path, out: Path) -> Any:
+    out.mkdir()
+    prepare(config(source, heldout=3), out, seed=1)
+    return json.loads((out / "summary.json").read_text())["sources"]
+
+
 def test_what_curation_left_out_is_in_the_summary_of_a_run_on_it(tmp_path: Path) -> None:
-    (tmp_path / "curated").mkdir()
-    pairs(tmp_path / "curated" / "train.jsonl", 8)
-    pairs(tmp_path / "curated" / "rejects.jsonl", 3)
     steps = [{"step": "parse", "in": 11, "dropped": 3, "reasons": {"does not parse": 3}}]
-    (tmp_path / "curated" / "statistics.json").write_text(json.dumps({"steps": steps}))
-    (tmp_path / "curated" / "manifest.json").write_text(json.dumps({"stage": "curate"}))
-    for number, source in enumerate((tmp_path / "curated", tmp_path / "curated" / "train.jsonl")):
-        (out := tmp_path / str(number)).mkdir()
-        prepare(config(source, heldout=3), out, seed=1)
-        summary = json.loads((out / "summary.json").read_text())
-        assert summary["sources"] == [{"path": str(source), "records": 8, "curated": steps}]
+    folder = curated(tmp_path / "curated", steps)
+    for number, source in enumerate((folder, folder / "train.jsonl")):
+        (told,) = sources_of(source, tmp_path / str(number))
+        assert told == {"path": str(source), "records": 8, "curated": steps}
+    mine = pairs(folder / "mine.jsonl", 4, start=20)  # a user's own, put beside
+    assert sources_of(mine, tmp_path / "mine") == [{"path": str(mine), "records": 4}]
+    assert sources_of(folder, tmp_path / "all") == [{"path": str(folder), "records": 12}]
+
+
+@pytest.mark.parametrize("steps", ["none", [{"a": 1}], 3, None])
+def test_statistics_that_are_no_statistics_are_left_alone(tmp_path: Path, steps: Any) -> None:
+    folder = curated(tmp_path / "curated", steps)
+    assert sources_of(folder, tmp_path / "out") == [{"path": str(folder), "records": 8}]
 
 
 def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -235,6 +235,18 @@ def test_a_missing_file_is_named_with_what_could_be_given() -> None:
         resolve_files(DataSource(path="shipped:cobol"))
 
 
+@pytest.mark.parametrize(
+    "manifest", ['[{"name": "app"}]', '{"stage": "build", "files": {}}', "[" * 100_000, "{", '{"stage": "curate"}']
+)
+def test_another_programs_manifest_hides_no_file(tmp_path: Path, manifest: str) -> None:
+    for name in ("train.jsonl", "more.jsonl", "sub/x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, [PAIR])
+    (tmp_path / "manifest.json").write_text(manifest)
+    names = [path.name for path in resolve_files(DataSource(path=str(tmp_path)))]
+    assert names == ["manifest.json", "more.jsonl", "x.jsonl", "train.jsonl"]
+
+
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.jsonl, .* file in this folder"):
         resolve_files(DataSource(path=str(tmp_path)))

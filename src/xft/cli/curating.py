@@ -50,7 +50,7 @@ def curate(
     """
     from xft.curate.classifier import models_of
     from xft.curate.config import CurateConfig, parse_curate
-    from xft.curate.contamination import benchmark_digests, warn_of_partial
+    from xft.curate.contamination import benchmark_inputs
     from xft.curate.read import input_digests, plan_shards
     from xft.curate.run import CurateJob
     from xft.curate.run import curate as work_on
@@ -71,9 +71,7 @@ def curate(
     cores = workers or os.cpu_count() or 1
     inputs = input_digests(plan_shards(config.sources))
     if config.decontaminate:
-        digests = benchmark_digests(config.decontaminate)
-        inputs |= {f"benchmark {name}": digest for name, digest in digests.items()}
-        warn_of_partial(digests)
+        inputs |= benchmark_inputs(config.decontaminate)
     inputs |= models_of(config.steps)
 
     def work(partial: Path, _meter: Meter) -> None:

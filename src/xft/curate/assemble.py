@@ -14,7 +14,7 @@ from xft.curate import card, dedup, run
 from xft.curate.contamination import Finding, coverage, verdict
 from xft.curate.mix import choose, token_counter
 from xft.curate.read import Shard, parse_line
-from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, MIX, NEAR, OVER_SHARE, READ, REJECTS, CurateJob
+from xft.curate.run import CONTAMINATION, EXACT, KEPT, MATCHES, MIX, NEAR, NO_PLACE, READ, REJECTS, CurateJob
 from xft.curate.step import build_steps
 from xft.progress import track
 
@@ -263,13 +263,13 @@ class _Pool:
                 out.open("wb") as kept,
                 (self.job.out / REJECTS).open("ab") as rejects,
             ):
-                for offset in table[chosen, 0].tolist():
-                    pool.seek(offset)
+                for number in chosen:
+                    pool.seek(int(table[number, 0]))
                     kept.write(pool.readline())
-                for offset, _, source in table[unused].tolist():
-                    pool.seek(offset)
-                    rejects.write(run.reject_line(run.rejected(parse_line(pool.readline()), MIX, OVER_SHARE)))
-                    tally.drop(source, MIX, OVER_SHARE)
+                for number in np.flatnonzero(unused):
+                    pool.seek(int(table[number, 0]))
+                    rejects.write(run.reject_line(run.rejected(parse_line(pool.readline()), MIX, NO_PLACE)))
+                    tally.drop(int(table[number, 2]), MIX, NO_PLACE)
         else:
             chosen = np.arange(len(table))
             self.path.replace(out)

@@ -30,7 +30,7 @@ def data_card(job: CurateJob, statistics: Mapping[str, Any]) -> str:
         f"{written['records']:,} records, {written['tokens']:,} tokens ({cell(written['tokens_counted_by'])}), made by "
         f"`xft curate` {__version__} with seed {job.seed}. {statistics['read']:,} records were read, "
         f"{statistics['kept']:,} passed every step. `{REJECTS}` has each of the others with its reason, "
-        "and those that the mix had no place for; `statistics.json` has the counts.",
+        f"{'and those that the mix had no place for; ' if job.config.mix.applies else ''}`statistics.json` the counts.",
         "",
         "## Sources",
         "",

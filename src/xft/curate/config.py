@@ -77,7 +77,7 @@ class DecontaminateConfig(Section):
     common: Literal["keep", "drop"] = "keep"
     """What happens to a solution of a benchmark that stands under another statement: generic code, such as gcd."""
     functional: bool = True
-    """Run Python answers against the benchmarks' tests in the sandbox."""
+    """Run answers against the benchmarks' tests in the sandbox."""
     ngrams: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Least share of a problem's runs of ten words that a record must hold to match it."""
     ast: Annotated[float, Field(gt=0, le=1)] = 0.7

@@ -41,6 +41,7 @@ from xft.errors import DataError, FetchError, MissingExtraError
 from xft.eval.benchmark import Problem
 from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.extract import parse
+from xft.fetch import local_only
 
 SHIPPED = ("humaneval", "mbpp")
 """Benchmarks whose ten-word runs come with the package."""
@@ -208,7 +209,8 @@ def problems_of(name: str) -> Sequence[Problem]:
     """
     if not os.environ.get("XFT_DATA"):
         raise DataError(f"{name}: no folder with its data; set --data-dir or XFT_DATA")
-    return BENCHMARKS[name].problems()
+    with local_only():
+        return BENCHMARKS[name].problems()
 
 
 def benchmark_digests(config: DecontaminateConfig) -> dict[str, str]:
@@ -217,10 +219,26 @@ def benchmark_digests(config: DecontaminateConfig) -> dict[str, str]:
     for name in selected(config):
         try:
             problems_of(name)
-            found[name] = BENCHMARKS[name].data_hash()
+            with local_only():
+                found[name] = BENCHMARKS[name].data_hash()
         except (DataError, FetchError, MissingExtraError):
             found[name] = "fingerprints" if name in SHIPPED else "none"
     return found
+
+
+def benchmark_inputs(config: DecontaminateConfig) -> dict[str, str]:
+    """Return all of the machine that findings depend on: the benchmarks' data, and what runs answers.
+
+    Tells the user which benchmarks are compared in part.
+    """
+    from xft.curate.languages import toolchains
+
+    digests = benchmark_digests(config)
+    warn_of_partial(digests)
+    tools = toolchains(digests) if config.functional else {}
+    return {f"benchmark {name}": digest for name, digest in digests.items()} | {
+        f"runs {name}": version for name, version in tools.items() if digests[name] != "none"
+    }
 
 
 def warn_of_partial(digests: dict[str, str]) -> None:
@@ -238,7 +256,7 @@ def warn_of_partial(digests: dict[str, str]) -> None:
 
 def coverage(config: DecontaminateConfig) -> dict[str, str]:
     """Return by what each benchmark is compared, or why it is not."""
-    from xft.curate.languages import can_run
+    from xft.curate.languages import can_run, language_of
     from xft.eval.functions import FunctionBenchmark
 
     references, faults = load_references(config)
@@ -251,8 +269,9 @@ def coverage(config: DecontaminateConfig) -> dict[str, str]:
         ways = ["ngrams", *(["ast"] if forms else [])]
         if config.functional and isinstance(BENCHMARKS[name], FunctionBenchmark):
             ways.append(f"functional (by {SAME_TASKS[name]}'s tests)" if name in SAME_TASKS else "functional")
-        elif config.functional and can_run(name):
-            ways.append("functional (functions of the same name)")
+        elif config.functional and language_of(name):
+            same = "functional (functions of the same name)"
+            ways.append(same if can_run(name) else f"not run: no {language_of(name)} here")
         found[name] = ", ".join(ways)
     return found
 

@@ -17,12 +17,13 @@ except ImportError:
     raise MissingExtraError("pipelines of datatrove need it: pip install 'xft[data,datatrove]'") from None
 
 from xft.curate.config import CurateConfig, CurateSource, DecontaminateConfig
-from xft.curate.contamination import verdict
+from xft.curate.contamination import benchmark_digests, benchmark_inputs, verdict
 from xft.curate.matches import matches_of
 from xft.curate.read import read_record
 from xft.curate.step import BoundStep, build_steps
 from xft.data.example import Example
 from xft.data.sources import BadRecordError
+from xft.errors import DataError
 
 INSTRUCTION = "instruction"
 
@@ -70,11 +71,22 @@ def filters(
 ) -> list[CurateFilter | Decontaminate]:
     """Return the steps of a recipe, for `pipeline=[reader, *filters(config), writer]`; decontamination is the last.
 
-    `allow_unsafe` runs answers against benchmarks' tests even where no sandbox works.
+    `allow_unsafe` runs answers against benchmarks' tests even where no sandbox works. Says which benchmarks' data are
+    not in XFT_DATA.
+
+    Raises:
+        DataError: nothing is there to compare with.
+        UnknownNameError: no such benchmark.
     """
     steps = [CurateFilter(step, exclusion_writer) for step in build_steps(config.steps, config.kind)]
     if config.decontaminate is None:
         return [*steps]
+    if not any(digest != "none" for digest in benchmark_digests(config.decontaminate).values()):
+        raise DataError(
+            "decontaminate: no benchmark's data are at hand; set XFT_DATA, here and for the workers, or "
+            "set decontaminate to null"
+        )
+    benchmark_inputs(config.decontaminate)  # says which are compared in part
     return [*steps, Decontaminate(config.decontaminate, exclusion_writer, allow_unsafe=allow_unsafe)]
 
 

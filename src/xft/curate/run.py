@@ -40,7 +40,7 @@ REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statisti
 BATCH = 1000
 """Records whose signatures are made together."""
 READ, EXACT, NEAR, CONTAMINATION, MIX = "read", "exact-duplicate", "near-duplicate", "contamination", "mix"
-OVER_SHARE = "over its source's share"
+NO_PLACE = "no place in the mix"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ def filter_shard(job: CurateJob, shard: Shard) -> int:
 def _judge(item: Example | Rejected, steps: Sequence[BoundStep]) -> tuple[bytes, dict[str, Any] | None]:
     """Return a record's line, or why it is rejected."""
     if isinstance(item, Rejected):
-        start = Example(instruction="", response=item.record)
-        shown = {} if any(step.step.private and step(start) for step in steps) else {"record": item.record}
+        hides = any(step.step.private for step in steps)  # which could not find anything in what can't be read
+        shown = {} if hides else {"record": item.record}
         return b"", {"source": item.where, "step": READ, "reason": item.reason, **shown}
     try:
         line = record_line(item)

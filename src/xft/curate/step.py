@@ -121,7 +121,7 @@ class Block:
 
 @lru_cache(maxsize=16)
 def _blocks(response: str, language: str) -> tuple[Block, ...]:
-    fences = [_fence(_language(label), dedent(code)) for label, code in FENCE.findall(response)]
+    fences = [_fence(named_language(label), dedent(code)) for label, code in FENCE.findall(response)]
     if labelled := [Block(language=label, code=code) for label, code in fences if label]:
         return tuple(labelled)
     if fences:
@@ -136,7 +136,7 @@ def blocks_of(record: Example) -> tuple[Block, ...]:
 
     The language is the fence's label, else the record's `language`, else Python where the code looks like it.
     """
-    return _blocks(record.response, _language(record.meta.get("language")))
+    return _blocks(record.response, named_language(record.meta.get("language")))
 
 
 def prose_of(record: Example) -> str:
@@ -149,7 +149,8 @@ def _fence(language: str, code: str) -> tuple[str, str]:
     return ("pycon" if language == "python" and code.lstrip().startswith(">>>") else language, code)
 
 
-def _language(label: Any) -> str:
+def named_language(label: Any) -> str:
+    """Return a language's name as ALIASES' values have it; "" for what is no name."""
     name = label.strip().lower() if isinstance(label, str) else ""
     return ALIASES.get(name, name)
 

@@ -6,15 +6,16 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from xft.data.example import Example
-from xft.data.sources import Rejected, read_source, resolve_files
+from xft.data.sources import Rejected, made_by, read_source, resolve_files
 from xft.errors import DataError
 from xft.recipe import DataConfig
-from xft.stage import file_digest, read_json, write_json
+from xft.stage import file_digest, write_json
 
 TRAIN, HELDOUT, REJECTS = "train.jsonl", "heldout.jsonl", "rejects.jsonl"
 
@@ -48,15 +49,14 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
 
 
 def _curation(paths: Sequence[Path]) -> dict[str, Any]:
-    """Return what `xft curate` says of its steps, where a source is one that it has made."""
-    folder = paths[0].parent
-    try:
-        made = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):  # none, or not xft's
+    """Return what `xft curate` says of its steps, where a source is what it has made."""
+    made, (folder, name) = made_by(paths[0].parent), (paths[0].parent, paths[0].name)
+    if len(paths) > 1 or made.get("stage") != "curate" or name not in made["files"]:
         return {}
-    if len(paths) > 1 or not isinstance(made, dict) or made.get("stage") != "curate":
-        return {}
-    return {"curated": read_json(folder / "statistics.json", {})["steps"]}
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # the report can do without
+        steps = json.loads((folder / "statistics.json").read_bytes())["steps"]
+        return {"curated": [{key: step[key] for key in ("step", "in", "dropped", "reasons")} for step in steps]}
+    return {}
 
 
 def write_pairs(config: DataConfig, out: Path) -> Path:

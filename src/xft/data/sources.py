@@ -22,8 +22,8 @@ from xft.errors import DataError, MissingExtraError
 from xft.fetch import HUB_NAME, fetch_snapshot
 from xft.recipe import DataSource
 
-OWN = ("train.jsonl", "pairs.jsonl")
-"""What `xft curate` and `xft synth` call the pairs of a folder that they made; rejects and counts lie beside them."""
+RECORDS = {"curate": ("train.jsonl", "documents.jsonl"), "synth": ("pairs.jsonl",), "data": ("train.jsonl",)}
+"""What the folders that xft makes call their records; rejects and counts lie beside them."""
 SHOWN = 200
 """Characters of a record that are kept of one that was rejected."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -66,15 +66,30 @@ def resolve_files(source: DataSource) -> list[Path]:
             raise DataError(f"{path}: unknown kind of file; xft reads {', '.join(SUFFIXES)}")
         return [path]
     if path.is_dir():
-        if (path / "manifest.json").is_file() and (own := [path / name for name in OWN if (path / name).is_file()]):
-            return own[:1]
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        beside = _beside(path)
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file not in beside)
         if files:
             return files
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
     raise DataError(
         f"{source.path}: no such file; give a file, a folder, a hub data set (owner/name) or shipped:python"
     )
+
+
+def made_by(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of records that xft made; empty where there is none, or another program's."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return dict(manifest) if manifest["stage"] in RECORDS and isinstance(manifest["files"], dict) else {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _beside(folder: Path) -> set[Path]:
+    """Return what xft has put beside the records that it made."""
+    manifest = made_by(folder)
+    names = {*manifest["files"], "manifest.json"} - {*RECORDS[manifest["stage"]]} if manifest else set()
+    return {folder / name for name in names}
 
 
 def read_source(source: DataSource) -> Iterator[Example | Rejected]:

@@ -71,7 +71,7 @@ def summary(made: dict[str, Any]) -> str:
     lines.append(
         f"teacher: {teacher['answers']} answers, {teacher['prompt_tokens']:,} + {teacher['completion_tokens']:,} tokens"
         + (
-            f", of which {teacher['found']} answers with {teacher['found_tokens']:,} tokens were in the store"
+            f", of which {teacher['found']} answers with {teacher.get('found_tokens', 0):,} tokens were in the store"
             if teacher["found"]
             else ""
         )

@@ -178,6 +178,15 @@ def test_a_draw_at_the_very_end_never_gives_a_token_outside_the_nucleus() -> Non
     assert sample_tokens(hidden_BV, torch.tensor([1.0, 1.0]), temperature=1.0, top_p=1.0).tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.95])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_that_gives_no_numbers_still_gives_a_token(bad: float, top_p: float) -> None:
+    logits_BV = torch.zeros(2, 300)
+    logits_BV[1, 7] = bad
+    tokens = sample_tokens(logits_BV, torch.tensor([0.5, 0.5]), temperature=0.8, top_p=top_p)
+    assert ((tokens >= 0) & (tokens < 300)).all()
+
+
 def test_each_problem_is_cut_at_its_own_stop_strings(backend: Any, tmp_path: Path) -> None:
     whole = answers(with_batch(backend, 5), tmp_path / "whole", max_new_tokens=20)
     texts = {sample["task_id"]: sample["completion"] for sample in whole}

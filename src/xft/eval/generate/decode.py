@@ -142,7 +142,10 @@ def complete_rows(
 
 
 def _beginners(waiting: deque[_Writer], free: int, length: int) -> list[_Writer]:
-    """Take the next of those that wait, as long as padding to `length` tokens, that of the rows going, suits them."""
+    """Take the next of those that wait, longest first, as long as padding to the longest's length suits them.
+
+    `length` is that of the longest row that is going.
+    """
     taken: list[_Writer] = []
     while waiting and len(taken) < free:
         own = len(waiting[0].row.prompt)
@@ -313,7 +316,8 @@ def _at_draw(weights_BK: Tensor, draws_B: Tensor) -> Tensor:
     sums_BK = weights_BK.double().cumsum(-1)
     total_B1 = sums_BK[:, -1:].contiguous()
     places_B1 = torch.searchsorted(sums_BK, draws_B.double()[:, None] * total_B1, right=True)
-    return torch.minimum(places_B1, torch.searchsorted(sums_BK, total_B1))[:, 0]  # no further than the sum grows
+    places_B1 = torch.minimum(places_B1, torch.searchsorted(sums_BK, total_B1))  # no further than the sum grows
+    return places_B1[:, 0].clamp(max=weights_BK.shape[-1] - 1)  # of NaN there is no place
 
 
 class _Writer:
