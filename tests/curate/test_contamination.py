@@ -6,6 +6,7 @@ import ast
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,7 +224,7 @@ def test_python_of_joins_blocks_that_parse() -> None:
 def test_benchmarks_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XFT_DATA", str(tmp_path))
     monkeypatch.setenv("XFT_CACHE", str(tmp_path))
-    monkeypatch.setattr("xft.fetch.subprocess.run", lambda *_, **__: pytest.fail("pip was called"))
+    monkeypatch.setattr("xft.fetch.subprocess", SimpleNamespace(run=lambda *_, **__: pytest.fail("pip was called")))
     how: list[bool] = []
 
     def snapshot(*_: Any, local_files_only: bool, **__: Any) -> str:
