@@ -32,6 +32,7 @@ def write_rows(folder: Path) -> None:
         rows[2]["response"] = "def add(x:"
         rows[4]["response"] = "I'm sorry, but I can't."
         rows[6]["response"] = "# by jane.doe@gmail.com\n"
+        rows[7]["response"] = "# by jane.doe@gmail.com\ndef add(x:"
         rows.append({"question": "no layout"})
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -65,10 +66,12 @@ def test_same_records_as_curate(tmp_path: Path, config: CurateConfig, workers: i
     curate(CurateJob(config=config, out=tmp_path / "out", seed=0, workers=1))
     own = [json.loads(line)["response"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     kept, excluded = run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=workers)
-    assert [row["text"] for row in kept] == own and len(own) == 24
+    assert [row["text"] for row in kept] == own and len(own) == 20
     assert kept[0]["metadata"]["instruction"] == "Add 0 to a number."
     reasons = [row["metadata"]["filter_reason"] for row in excluded]
-    assert sorted(reasons) == ["python does not parse"] * 4 + ["response declines"] * 4  # and no personal data
+    assert sorted(reasons) == ["e-mail address"] * 4 + ["python does not parse"] * 8 + ["response declines"] * 4
+    assert "jane.doe" not in json.dumps(excluded)  # also where another step rejects
+    assert sum("text" in row and bool(row["text"]) for row in excluded) == 8
 
 
 def test_what_matches_a_benchmark_is_left_out_as_curate_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +112,7 @@ def test_ray_gives_the_records_of_the_local_executor(
     finally:
         ray.shutdown()
     kept, excluded = on_ray
-    assert len(kept) == 24 and len(excluded) == 8
+    assert len(kept) == 20 and len(excluded) == 16
     assert on_ray == run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=1)
 
 

@@ -6,6 +6,7 @@ deduplication over many machines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -31,19 +32,24 @@ INSTRUCTION = "instruction"
 class CurateFilter(BaseFilter):  # type: ignore[misc]
     """One step; the reason to leave a record out is the filter's, counted and written as datatrove does.
 
-    What a private step finds is not written down: it gets no exclusion writer.
+    A record in which a private step, this one or one of `private`, finds something is written without its text.
     """
 
     type = "filter"
 
-    def __init__(self, step: BoundStep, exclusion_writer: Any = None) -> None:
-        self.step, self.name = step, f"xft {step.name}"
-        super().__init__(None if step.step.private else exclusion_writer)
+    def __init__(self, step: BoundStep, exclusion_writer: Any = None, private: Sequence[BoundStep] = ()) -> None:
+        self.step, self.private, self.name = step, tuple(private), f"xft {step.name}"
+        super().__init__(exclusion_writer)
 
     def filter(self, doc: Any) -> bool | tuple[bool, str]:
-        """Keep a document, or say why not."""
-        reason = self.step(to_example(doc))
-        return True if reason is None else (False, reason)
+        """Keep a document, or say why not; a private one that is left out loses its text."""
+        record = to_example(doc)
+        reason = self.step(record)
+        if reason is None:
+            return True
+        if self.step.step.private or any(other(record) for other in self.private):
+            doc.text, doc.metadata = "", {}
+        return False, reason
 
 
 class Decontaminate(BaseFilter):  # type: ignore[misc]
@@ -78,7 +84,9 @@ def filters(
         DataError: nothing is there to compare with.
         UnknownNameError: no such benchmark.
     """
-    steps = [CurateFilter(step, exclusion_writer) for step in build_steps(config.steps, config.kind)]
+    bound = build_steps(config.steps, config.kind)
+    private = [step for step in bound if step.step.private]
+    steps = [CurateFilter(step, exclusion_writer, private) for step in bound]
     if config.decontaminate is None:
         return [*steps]
     if not any(digest != "none" for digest in benchmark_digests(config.decontaminate).values()):
