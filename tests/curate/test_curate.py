@@ -228,18 +228,14 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_killed_anywhere_it_goes_on_to_the_same_output(
-    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Path], place: str
-) -> None:
-    folder, expected = whole
-    out = tmp_path / "killed"
+def same_after_a_kill(config: CurateConfig, expected: Path, out: Path, strike: Callable[[], None]) -> None:
+    """Curate until what `strike` has laid out kills the process, and again; compare."""
     out.mkdir()
-    job = CurateJob(config=config_of(folder), out=out, seed=1, workers=1)
+    job = CurateJob(config=config, out=out, seed=1, workers=1)
     child = os.fork()
     if not child:
         try:
-            PLACES[place](monkeypatch)
+            strike()
             curate(job)
         finally:
             os._exit(7)
@@ -248,6 +244,32 @@ def test_killed_anywhere_it_goes_on_to_the_same_output(
     for name in FILES:
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_anywhere_it_goes_on_to_the_same_output(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Path], place: str
+) -> None:
+    folder, expected = whole
+    same_after_a_kill(config_of(folder), expected, tmp_path / "killed", lambda: PLACES[place](monkeypatch))
+
+
+def test_killed_while_it_mixes_it_goes_on_to_the_same_output(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Path]
+) -> None:
+    folder, _ = whole
+    mix = {"tokens": 5000, "shuffle": True}
+    expected = made(folder, tmp_path / "expected", mix=mix)
+    mixed = [line for line in (expected / "rejects.jsonl").read_text().splitlines() if '"step": "mix"' in line]
+    assert len(mixed) > 100
+    listed = run.rejected
+
+    def struck(record: Any, step: str, *rest: Any, **more: Any) -> dict[str, Any]:
+        return mixing(record, step, *rest, **more) if step == "mix" else listed(record, step, *rest, **more)
+
+    mixing = killing(listed, 20)
+    config = config_of(folder, mix=mix)
+    same_after_a_kill(config, expected, tmp_path / "killed", lambda: monkeypatch.setattr(run, "rejected", struck))
 
 
 def test_known_shards_are_not_filtered_again(
