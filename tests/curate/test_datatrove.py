@@ -20,6 +20,7 @@ from xft.curate.config import CurateConfig, CurateSource, parse_curate
 from xft.curate.datatrove import filters, reader_adapter, to_document, to_example
 from xft.curate.run import CurateJob, curate
 from xft.data.example import Example
+from xft.errors import DataError
 
 
 def write_rows(folder: Path) -> None:
@@ -72,6 +73,13 @@ def test_same_records_as_curate(tmp_path: Path, config: CurateConfig, workers: i
     assert sorted(reasons) == ["e-mail address"] * 4 + ["python does not parse"] * 8 + ["response declines"] * 4
     assert "jane.doe" not in json.dumps(excluded)  # also where another step rejects
     assert sum("text" in row and bool(row["text"]) for row in excluded) == 8
+
+
+def test_a_pipeline_that_could_compare_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XFT_DATA", raising=False)
+    config = parse_curate({"sources": ["in"], "decontaminate": {"benchmarks": ["mbpp+"]}}, "test")
+    with pytest.raises(DataError, match="no benchmark's data are at hand"):
+        filters(config)
 
 
 def test_what_matches_a_benchmark_is_left_out_as_curate_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_what_curation_left_out_is_in_the_summary_of_a_run_on_it(tmp_path: Path)
     assert sources_of(folder, tmp_path / "all") == [{"path": str(folder), "records": 12}]
 
 
-@pytest.mark.parametrize("steps", ["none", [{"a": 1}], 3, None])
+@pytest.mark.parametrize("steps", ["none", [{"a": 1}], 3, None, [{"step": "s", "in": 1, "dropped": 0, "reasons": 3}]])
 def test_statistics_that_are_no_statistics_are_left_alone(tmp_path: Path, steps: Any) -> None:
     folder = curated(tmp_path / "curated", steps)
     assert sources_of(folder, tmp_path / "out") == [{"path": str(folder), "records": 8}]

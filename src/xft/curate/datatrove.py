@@ -18,7 +18,7 @@ except ImportError:
     raise MissingExtraError("pipelines of datatrove need it: pip install 'xft[data,datatrove]'") from None
 
 from xft.curate.config import CurateConfig, CurateSource, DecontaminateConfig
-from xft.curate.contamination import benchmark_digests, benchmark_inputs, verdict
+from xft.curate.contamination import benchmark_inputs, verdict
 from xft.curate.matches import matches_of
 from xft.curate.read import read_record
 from xft.curate.step import BoundStep, build_steps
@@ -89,12 +89,11 @@ def filters(
     steps = [CurateFilter(step, exclusion_writer, private) for step in bound]
     if config.decontaminate is None:
         return [*steps]
-    if not any(digest != "none" for digest in benchmark_digests(config.decontaminate).values()):
+    if set(benchmark_inputs(config.decontaminate).values()) <= {"none"}:  # it says which are compared in part
         raise DataError(
             "decontaminate: no benchmark's data are at hand; set XFT_DATA, here and for the workers, or "
             "set decontaminate to null"
         )
-    benchmark_inputs(config.decontaminate)  # says which are compared in part
     return [*steps, Decontaminate(config.decontaminate, exclusion_writer, allow_unsafe=allow_unsafe)]
 
 

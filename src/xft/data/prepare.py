@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,11 +34,11 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     train, heldout = split(examples, config, seed)
     write_examples(out / TRAIN, train)
     write_examples(out / HELDOUT, heldout)
+    records = Counter(_file_of(example.source) for example in read)
     files = {source.path: resolve_files(source) for source in config.sources}
     counts = [
-        {"path": name, "records": sum(_file_of(example.source) in names for example in read), **_curation(paths)}
+        {"path": name, "records": sum(records[str(path)] for path in paths), **_curation(paths)}
         for name, paths in files.items()
-        for names in ({str(path) for path in paths},)
     ]
     write_json(
         out / "summary.json",
@@ -50,12 +51,16 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
 
 def _curation(paths: Sequence[Path]) -> dict[str, Any]:
     """Return what `xft curate` says of its steps, where a source is what it has made."""
-    made, (folder, name) = made_by(paths[0].parent), (paths[0].parent, paths[0].name)
-    if len(paths) > 1 or made.get("stage") != "curate" or name not in made["files"]:
+    (path, *others) = paths
+    if others or path.name != TRAIN or made_by(path.parent).get("stage") != "curate":
         return {}
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # the report can do without
-        steps = json.loads((folder / "statistics.json").read_bytes())["steps"]
-        return {"curated": [{key: step[key] for key in ("step", "in", "dropped", "reasons")} for step in steps]}
+        steps = json.loads(path.with_name("statistics.json").read_bytes())["steps"]
+        kept = [
+            {**{key: step[key] for key in ("step", "in", "dropped")}, "reasons": dict(step["reasons"])}
+            for step in steps
+        ]
+        return {"curated": kept}
     return {}
 
 
