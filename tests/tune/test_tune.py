@@ -22,6 +22,7 @@ from xft.errors import CheckpointError, DivergedError, RecipeError
 from xft.export import export
 from xft.recipe import UpcycleConfig
 from xft.stage import Meter
+from xft.tune.callbacks import MetricsFile, ResumePoints
 from xft.tune.tune import TuneJob, tune
 from xft.upcycle import upcycle
 
@@ -113,18 +114,18 @@ def test_the_output_is_a_whole_checkpoint_without_pickles(whole: tuple[TuneJob, 
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(job.model).chat_template
 
 
-def killed(job: TuneJob, spec: Path, after: int) -> None:
-    """Tune in a second process and SIGKILL it once it has logged some steps."""
+def killed(job: TuneJob, spec: Path, after: int, by: signal.Signals = signal.SIGKILL) -> int:
+    """Tune in a second process and end it by a signal once it has logged some steps; return its exit status."""
     spec.write_text(json.dumps(asdict(job)))
     log = Path(job.out) / "metrics.jsonl"
     process = subprocess.Popen([sys.executable, "-m", "xft.tune.tune", str(spec)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         if log.exists() and log.read_text().count("\n") >= after:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(by)
             break
         time.sleep(0.005)
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    return process.wait(timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(whole: tuple[TuneJob
     job, out = whole
     first = tmp_path / "killed"
     first.mkdir()
-    killed(replace(job, out=str(first)), tmp_path / "job.json", after=4)
+    assert killed(replace(job, out=str(first)), tmp_path / "job.json", after=4) == -signal.SIGKILL
     assert not (first / "model.safetensors").exists()
     (point,) = [path for path in sorted((first / "resume").iterdir()) if (path / "trainer_state.json").exists()][-1:]
 
@@ -160,6 +161,55 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(whole: tuple[TuneJob
             }
         summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, out)]
         assert summaries[0] == summaries[1]
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole", ["mixture"], indirect=True)
+def test_an_interruption_saves_a_resume_point_first(
+    whole: tuple[TuneJob, Path], tmp_path: Path, by: signal.Signals
+) -> None:
+    job, out = whole
+    folder = tmp_path / "out"
+    folder.mkdir()
+    job = replace(job, out=str(folder), config=job.config | {"checkpoint_minutes": 60})
+    assert killed(job, tmp_path / "job.json", after=3, by=by) == 130
+    steps = len(metrics(folder))
+    assert [path.name for path in (folder / "resume").iterdir()] == [f"checkpoint-{steps}"]
+    tune(job, Meter())
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 19))
+    assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(folder).items())
+
+
+@pytest.mark.parametrize("whole", ["mixture"], indirect=True)
+def test_an_interruption_in_the_last_step_loses_nothing(
+    whole: tuple[TuneJob, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, out = whole
+    job = replace(job, out=str(tmp_path), config=job.config | {"checkpoint_minutes": 60})
+    log = MetricsFile.on_log
+
+    def log_and_interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        log(self, args, state, control, **rest)
+        if state.global_step == state.max_steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "on_log", log_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune(job, Meter())
+    assert signal.getsignal(signal.SIGTERM) is before
+    tune(job, Meter())
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 19))
+    assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_second_interruption_ends_at_once() -> None:
+    points = ResumePoints(60)
+    with points.heeding_signals():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_resume_point_that_is_cut_short_alone_means_from_the_start(
@@ -318,7 +368,7 @@ def test_two_processes_equal_one(
     same_tuning(one, two, model, still=config.get("train") == "experts")
     if kind == "choice bias":
         job = job_of(model, pairs, resumed, epochs=2, micro_batch=2, balance=0.0)
-        killed(job, tmp_path / "job.json", after=2)
+        assert killed(job, tmp_path / "job.json", after=2) == -signal.SIGKILL
         cut_short = resumed / "resume" / "checkpoint-6"
         cut_short.mkdir()
         tune(job, Meter(), processes=2)
@@ -327,10 +377,14 @@ def test_two_processes_equal_one(
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_a_command_that_was_killed(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
-    job = job_of(tiny_dense, pairs, tmp_path / "out", epochs=500, micro_batch=2)
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_a_command_that_was_ended(
+    by: signal.Signals, tiny_dense: Path, pairs: Path, tmp_path: Path
+) -> None:
+    job = job_of(tiny_dense, pairs, tmp_path / "out", epochs=500, micro_batch=2, checkpoint_minutes=60)
     script = (
-        "import json, sys; from pathlib import Path; from xft.stage import Meter; from xft.tune.tune import *;"
+        "import json, signal, sys; from pathlib import Path; from xft.stage import Meter; from xft.tune.tune import *;"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler);"  # as the command line does
         "tune(TuneJob(**json.loads(sys.argv[1])), Meter(), processes=2)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, json.dumps(asdict(job))], stderr=subprocess.DEVNULL)
@@ -346,11 +400,13 @@ def test_no_worker_outlives_a_command_that_was_killed(tiny_dense: Path, pairs: P
         return done()
 
     log = tmp_path / "out" / "metrics.jsonl"
-    assert within(120, log.exists)
+    assert within(300, log.exists)
     assert workers() >= 3  # the launcher and two workers
-    process.kill()
-    process.wait()
+    process.send_signal(by)
+    process.wait(60)
     assert within(60, lambda: workers() == 0)
+    saved = [path.name for path in (tmp_path / "out" / "resume").glob("checkpoint-*")]
+    assert by == signal.SIGKILL or saved == [f"checkpoint-{len(metrics(tmp_path / 'out'))}"]
 
 
 def same_tuning(one: Path, two: Path, model: Path, *, still: bool = False) -> None:

@@ -32,7 +32,7 @@ from xft.moe.mixture import Mixture
 from xft.prompts import tokenizer_of
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, write_json
-from xft.tune.callbacks import DivergenceGuard, MetricsFile, SaveByClock, ShowProgress, last_resume_point
+from xft.tune.callbacks import DivergenceGuard, MetricsFile, ResumePoints, ShowProgress, last_resume_point
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, training_arguments
 from xft.tune.tune import RESUME, quiet
@@ -248,12 +248,11 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
         return line | {"grad_norm": merging.grad_norm, "movement": merging.movement()}
 
     metrics = MetricsFile(job.out, measure)
-    for callback in (
-        Remix(merging), DivergenceGuard(), metrics, ShowProgress(job.label),
-        SaveByClock(job.tune.checkpoint_minutes),
-    ):  # fmt: skip
+    points = ResumePoints(job.tune.checkpoint_minutes)
+    for callback in (Remix(merging), DivergenceGuard(), metrics, ShowProgress(job.label), points):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
+    with points.heeding_signals():
+        trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))
     coefficients = merging.coefficients()
     cost = count(merging.dense)
     positions, tokens = int(metrics.totals["positions"]), int(metrics.totals["tokens"])

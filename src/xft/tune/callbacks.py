@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,25 +154,50 @@ class ShowProgress(TrainerCallback):
         self.stack.close()
 
 
-class SaveByClock(TrainerCallback):
-    """Ask for a resume point when the last one is older than some minutes."""
+class ResumePoints(TrainerCallback):
+    """Ask for a resume point when the last one is older than some minutes, and before an interruption takes effect."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
         self.saved = time.monotonic()
+        self.interrupted = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save unless the run ends with this step."""
-        due = time.monotonic() - self.saved >= self.seconds
-        if args.world_size > 1:  # all processes must agree
-            flag = torch.tensor(float(due), device=args.device)
-            torch.distributed.broadcast(flag, 0)
-            due = bool(flag)
-        control.should_save = due and state.global_step < state.max_steps
+        """Save; unless the run ends with this step anyway."""
+        asked = torch.tensor(
+            [self.interrupted, time.monotonic() - self.saved >= self.seconds], dtype=torch.float32, device=args.device
+        )
+        if args.world_size > 1:  # all processes must agree; a signal may have reached one before another
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        self.interrupted = bool(asked[0])
+        control.should_save = self.interrupted or (bool(asked[1]) and state.global_step < state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock anew."""
+        """Start the clock anew, or end here."""
         self.saved = time.monotonic()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the training with a resume point after the step that runs; twice, at once."""
+        if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+            yield
+            return
+        before = {each: signal.signal(each, self._interrupt) for each in self.SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("  interrupted: a resume point is saved after this step; once more ends at once", file=sys.stderr)
 
 
 def last_resume_point(folder: Path) -> str | None:

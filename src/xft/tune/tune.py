@@ -45,7 +45,7 @@ from xft.tune.callbacks import (
     DivergenceGuard,
     ExpertAveraging,
     MetricsFile,
-    SaveByClock,
+    ResumePoints,
     ShowProgress,
     last_resume_point,
 )
@@ -100,11 +100,18 @@ def _launch(job: TuneJob, processes: int) -> None:
     command += ["-m", "xft.tune.tune", str(spec)]
     # When this process is killed the launcher gets SIGTERM, at which it ends its workers
     ending = partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
-    done = subprocess.run(command, check=False, env=threads, preexec_fn=ending)
-    if done.returncode:
+    # A session of its own, so that Ctrl-C reaches it once, from here
+    launcher = subprocess.Popen(command, env=threads, preexec_fn=ending, start_new_session=True)
+    try:
+        code = launcher.wait()
+    except KeyboardInterrupt:
+        launcher.terminate()  # it passes the signal on, and gives its workers half a minute for their resume point
+        launcher.wait()
+        raise
+    if code:
         if (Path(job.out) / "diverged.json").exists():
             raise DivergedError(read_json(Path(job.out) / "diverged.json", {})["message"])
-        raise RunError(f"{job.out}: a training process failed (exit code {done.returncode}); its message is above")
+        raise RunError(f"{job.out}: a training process failed (exit code {code}); its message is above")
     spec.unlink()
 
 
@@ -149,9 +156,11 @@ def train(job: TuneJob) -> None:
     callbacks = [DivergenceGuard(), BiasBalance(trainer), metrics, ShowProgress(job.label)]
     if config.average_experts:
         callbacks.append(ExpertAveraging(config.average_experts))
-    for callback in (*callbacks, SaveByClock(config.checkpoint_minutes)):
+    points = ResumePoints(config.checkpoint_minutes)
+    for callback in (*callbacks, points):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
+    with points.heeding_signals():
+        trainer.train(resume_from_checkpoint=last_resume_point(out / RESUME))
     if not trainer.is_world_process_zero():
         return
     rounding = save_tuned(trainer.accelerator.unwrap_model(trainer.model), source, out)
@@ -230,3 +239,5 @@ if __name__ == "__main__":  # a worker process of `_launch`
     except DivergedError as _error:
         write_json(Path(_job.out) / "diverged.json", {"message": str(_error)})
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
