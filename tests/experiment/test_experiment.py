@@ -22,6 +22,7 @@ from xft.experiment.report import write_results
 from xft.stage import Stage, read_manifest
 
 DELTA = {"upcycle.layout": "delta", "upcycle.rank": 2}
+DELTA_FOLDER = "upcycle.layout=delta,upcycle.rank=2"
 DIVERGES = {"tune.clip": 0, "sft.lr": 1e30}
 
 
@@ -66,9 +67,9 @@ def test_two_methods_and_two_seeds_share_what_they_can(
     results = counted(grid, out)
     stages = ("base", "data", "eval/base", "sft", "eval/sft", "upcycle", "moe", "merge/learned", "eval/xft")
     assert counted.made == dict.fromkeys(stages, 2)  # once a seed, though two folders have data of each
-    first, second = (out / "runs" / name / "seed-1/data/train.jsonl" for name in ("base", "delta"))
+    first, second = (out / "runs" / name / "seed-1/data/train.jsonl" for name in ("recipe", DELTA_FOLDER))
     assert first.samefile(second)
-    assert not (out / "runs/base/seed-1/merge/uniform").exists()
+    assert not (out / "runs/recipe/seed-1/merge/uniform").exists()
 
     assert [line.status for line in results.lines] == ["done"] * 6
     assert results.measures == ("heldout",)
@@ -86,7 +87,7 @@ def test_two_methods_and_two_seeds_share_what_they_can(
         assert found.seeds == pytest.approx([scores[seed] - theirs[seed] for seed in (1, 2)])
         assert found.p in (0.5, 1.0)
     assert by["base"].flops == by["base"].wall_seconds == 0
-    run = out / "runs/delta/seed-1"
+    run = out / "runs" / DELTA_FOLDER / "seed-1"
     parts = [read_manifest(run / place) or {} for place in ("upcycle", "moe", "merge/learned")]
     (cost,) = [line.cost for line in results.lines if (line.method, line.seed) == ("delta", 1)]
     assert cost is not None
@@ -166,7 +167,7 @@ def test_with_keep_scores_weights_go_and_come_back_only_when_they_are_needed(
     grid, out = grid_of(common, tmp_path / "grid", keep="scores", seeds=[1]), tmp_path / "out"
     counted(grid, out)
     assert weights(out) == set()
-    losses = out / "runs/sft/seed-1/eval/xft/heldout/losses.jsonl"
+    losses = out / "runs/recipe/seed-1/eval/xft/heldout/losses.jsonl"
     before = losses.read_text(), losses.stat().st_mtime_ns
     counted(grid, out)
     assert counted.made == {}
@@ -189,7 +190,7 @@ def test_weights_that_another_cell_still_needs_are_kept(
     counted.stop_at = "soup/2"
     with pytest.raises(KeyboardInterrupt):
         counted(grid, out)
-    assert weights(out) == {"runs/sft/seed-1/sft", "runs/soup/seed-1/sft"}  # the soup needs it
+    assert weights(out) == {"runs/recipe/seed-1/sft", "runs/sft.soup=2/seed-1/sft"}  # the soup needs it
     counted.stop_at = "upcycle"
     with pytest.raises(KeyboardInterrupt):
         counted(grid, out)
@@ -216,8 +217,8 @@ def test_settings_are_chosen_with_other_seeds_where_they_matter(
     assert results.choices["sft"].flops == pytest.approx(4 * (results.methods[1].flops or 0), rel=0.2)
     assert [line.settings["tune.lr"] for line in results.lines if line.method == "sft"] == [1e-2]
     pairs = {seed: set((out / f"{place}/data/heldout.jsonl").read_text().splitlines())
-             for seed, place in ((1, "runs/base/seed-1"), (101, "screening/base/tune.lr=1e-09/seed-101"),
-                                 (102, "screening/base/tune.lr=1e-09/seed-102"))}  # fmt: skip
+             for seed, place in ((1, "runs/recipe/seed-1"), (101, "screening/recipe/tune.lr=1e-09/seed-101"),
+                                 (102, "screening/recipe/tune.lr=1e-09/seed-102"))}  # fmt: skip
     assert results.shared_items == len(pairs[1] & (pairs[101] | pairs[102]))
     counted(grid, out)
     assert counted.made == {}
@@ -239,10 +240,10 @@ def test_killed_anywhere_and_started_again_gives_the_same_scores(common: dict[st
     grid = grid_of(common | {"tune.checkpoint_minutes": 0}, tmp_path / "grid", keep="scores")
     subprocess.run(command(grid, tmp_path / "whole"), check=True, capture_output=True)
     out = tmp_path / "killed"
-    for stage in ("sft.partial", "moe.partial", "merge/learned", "runs/sft/seed-2/moe"):
+    for stage in ("sft.partial", "moe.partial", "merge/learned", "runs/recipe/seed-2/moe"):
         process = subprocess.Popen(command(grid, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        place = out / stage if stage.startswith("runs") else out / "runs/sft/seed-1" / stage
+        place = out / stage if stage.startswith("runs") else out / "runs/recipe/seed-1" / stage
         while process.poll() is None and not place.exists() and time.monotonic() < deadline:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)

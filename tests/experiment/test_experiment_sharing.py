@@ -155,7 +155,7 @@ def test_what_is_held_is_put_off_and_the_rest_made_first(common: dict[str, Any],
     with ExitStack() as other:
         out.mkdir()
         (out / ".lock").touch()
-        other.enter_context(run_folder(out / "runs/sft/seed-1"))
+        other.enter_context(run_folder(out / "runs/recipe/seed-1"))
 
         def say(line: str) -> None:
             said.append(line)

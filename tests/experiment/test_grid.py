@@ -25,6 +25,7 @@ TREE: dict[str, Any] = {
     },
     "baseline": "sft",
 }
+DELTA_FOLDER = "runs/upcycle.layout=delta,upcycle.rank=4/seed-2"
 CHOOSE = {"vary": {"tune.lr": [1e-4, 1e-3]}, "seeds": [101]}
 
 
@@ -106,12 +107,33 @@ def test_the_resolved_grid_is_a_grid_and_means_the_same(tmp_path: Path) -> None:
 def test_methods_with_equal_settings_share_a_run_and_others_do_not(tmp_path: Path) -> None:
     plan = Plan(load_grid(written(tmp_path, choose=CHOOSE)))
     folders = {(cell.method, cell.seed): cell.folder for cell in plan.confirmation({})}
-    assert folders["sft", 1] == folders["xft", 1] == "runs/sft/seed-1"
-    assert folders["sft", 2] == "runs/sft/seed-2"
-    assert folders["delta", 1] == "runs/delta/seed-1"
+    assert folders["sft", 1] == folders["xft", 1] == "runs/recipe/seed-1"
+    assert folders["sft", 2] == "runs/recipe/seed-2"
+    assert folders["delta", 1] == "runs/upcycle.layout=delta,upcycle.rank=4/seed-1"
     apart = {cell.method: cell.folder for cell in plan.confirmation({"xft": {"tune.lr": 1e-3}})}
-    assert apart == {"sft": "runs/sft/seed-2", "xft": "runs/xft/seed-2", "delta": "runs/delta/seed-2"}
+    assert apart == {"sft": "runs/recipe/seed-2", "xft": "runs/tune.lr=0.001/seed-2", "delta": DELTA_FOLDER}
     assert len({cell.name for cell in plan.confirmation({})}) == 6
+
+
+def test_folders_do_not_depend_on_what_else_is_compared_or_on_the_order_of_settings(tmp_path: Path) -> None:
+    turned = {
+        "xft": TREE["methods"]["xft"],
+        "other": {"row": "xft", "set": {"upcycle.rank": 4, "upcycle.layout": "delta"}},
+    }
+    whole, fewer = (
+        Plan(load_grid(written(tmp_path, choose=CHOOSE, **changes)))
+        for changes in ({}, {"methods": turned, "baseline": "xft"})
+    )
+    for ours, theirs in (("xft", "xft"), ("delta", "other")):
+        for cells in (
+            lambda plan, _: plan.confirmation({}),
+            lambda plan, name: plan.screening(name, {"tune.lr": 1e-3}),
+        ):
+            left, right = (
+                [cell.folder for cell in cells(plan, name) if cell.method == name]
+                for plan, name in ((whole, ours), (fewer, theirs))
+            )
+            assert left == right != []
 
 
 def test_a_screening_cell_has_the_tried_values_other_seeds_and_no_samples_for_a_loss(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass
 class Plan:
-    """Makes cells, and gives methods with equal settings one folder: that of the first of them."""
+    """Makes cells. A run's folder is named by what its settings change; so methods with equal settings share it."""
 
     grid: Grid
     tree: dict[str, Any] = field(init=False)
@@ -78,7 +78,7 @@ class Plan:
         """
         settings = {name: {**method.set, **chosen.get(name, {})} for name, method in self.grid.methods.items()}
         return [
-            self._cell(method, seed, settings, None, f"{RUNS}/{_first(settings, method)}")
+            self._cell(method, seed, settings, None, f"{RUNS}/{_slug(settings[method])}")
             for seed in self.grid.seeds
             for method in settings
         ]
@@ -91,7 +91,7 @@ class Plan:
         """
         assert self.grid.choose is not None
         settings = {name: {**each.set, **combination} for name, each in self.grid.methods.items()}
-        place = f"{SCREENING}/{_first(settings, method)}/{_slug(combination)}"
+        place = f"{SCREENING}/{_slug(self.grid.methods[method].set)}/{_slug(combination)}"
         return [self._cell(method, seed, settings, combination, place) for seed in self.grid.choose.seeds]
 
     def combinations(self) -> Iterator[Combination]:
@@ -120,11 +120,6 @@ class Plan:
         )  # fmt: skip
         check_cell(cell, decides, where)
         return cell
-
-
-def _first(settings: Mapping[str, Combination], method: str) -> str:
-    """Return the first method with the same settings."""
-    return next(name for name, each in settings.items() if each == settings[method])
 
 
 def check_cell(cell: Cell, decides: str, where: str) -> None:
@@ -156,7 +151,7 @@ def said(value: Any) -> str:
 
 
 def _slug(combination: Combination) -> str:
-    """Return a folder's name for a combination, the same in every order of values to try."""
-    text = ",".join(f"{key}={said(value)}" for key, value in combination.items())
+    """Return a folder's name for changes of the recipe, the same in every order."""
+    text = ",".join(f"{key}={said(value)}" for key, value in sorted(combination.items())) or "recipe"
     plain = re.sub(r"[^\w.=,+-]", "_", text)[:100]
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
