@@ -34,7 +34,7 @@ def denied(result):
     assert result == -1 and ctypes.get_errno() in (1, 13, 38), f'not denied: {{result}}, errno {{ctypes.get_errno()}}'
 def refused_call(result): assert result == -1, 'not refused'
 PARENT, SECRET, LISTENER, PORT, OURS, HOME = {parent}, {secret!r}, {listener!r}, {port}, {ours!r}, {home!r}
-KEY, CORE, NICE, CPUS = {key}, {core}, {nice}, {cpus}
+KEY, CORE, NICE, CPUS, SHARED = {key}, {core}, {nice}, {cpus}, {shared}
 """
 
 CHECKS: dict[str, str] = {
@@ -170,6 +170,13 @@ CHECKS: dict[str, str] = {
         """,
     "no shared memory of the machine": """
         refused_call(C.shmget(KEY, 4096, 0)); refused_call(C.msgget(KEY, 0)); refused_call(C.semget(KEY, 1, 0))
+        buffer = ctypes.create_string_buffer(256)
+        refused_call(C.shmat(SHARED['shm'], None, 0)); refused_call(C.shmctl(SHARED['shm'], 2, buffer))
+        refused_call(C.msgsnd(SHARED['msg'], (ctypes.c_long * 2)(1, 1), 8, 0o4000))
+        refused_call(C.msgrcv(SHARED['msg'], buffer, 8, 0, 0o4000)); refused_call(C.msgctl(SHARED['msg'], 2, buffer))
+        one_more = (ctypes.c_short * 3)(0, 1, 0o4000)
+        refused_call(C.semop(SHARED['sem'], one_more, 1)); refused_call(C.semtimedop(SHARED['sem'], one_more, 1, None))
+        refused_call(C.semctl(SHARED['sem'], 0, 12))  # the value
         """,
     # rights
     "no rights": """
@@ -273,7 +280,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             listener.listen()
         yield {
             "parent": os.getpid(), "secret": str(secret), "listener": path, "port": tcp.getsockname()[1],
-            "ours": __file__, "home": home, "key": KEY, "core": resource.getrlimit(resource.RLIMIT_CORE),
+            "ours": __file__, "home": home, "key": KEY, "shared": shared, "core": resource.getrlimit(resource.RLIMIT_CORE),
             "nice": os.getpriority(os.PRIO_PROCESS, 0), "cpus": os.sched_getaffinity(0),
         }  # fmt: skip
     assert secret.read_text() == SECRET
