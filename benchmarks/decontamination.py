@@ -73,9 +73,12 @@ class Plant:
     ngrams: float
     solution: float
     form: float
+    """Of the function that is most like the solution."""
+    form_left: float
+    """Of those that were not refuted."""
     functional: bool
     refuted: bool
-    """Its code was run on the problem's tests and failed, by functional matching's own limits."""
+    """All functions that could be the solution were run and gave wrong answers, by functional matching's own limits."""
     statement: float
 
 
@@ -101,16 +104,19 @@ def observe(planted: Planted, half: int, references: References, functional: Fun
     """Collect what speaks for a plant."""
     number, kind, record = planted
     tree = parse(python_of(record))
+    units = units_of(tree) if tree else []
     statement = references.statement_score(number, words_of(record.instruction))
     enough = references.all[number].asserts >= ENOUGH or statement >= HINT
     tried = functional.tried(record)
+    forms = [(unit.line, float(references.form_overlaps(unit.shapes)[number])) for unit in units]
     ngrams, solution = references.run_shares(runs_of(record)).get(number, (0.0, 0.0))
     return Plant(
         kind=kind,
         half=half,
         ngrams=ngrams,
         solution=solution,
-        form=float(references.form_overlaps(units_of(tree) if tree else [])[number]),
+        form=max((form for _, form in forms), default=0.0),
+        form_left=max((form for line, form in forms if (line, number) not in tried.refuted), default=0.0),
         functional=enough and number in tried.passed,
         refuted=number in tried.failed,
         statement=statement,
@@ -120,15 +126,16 @@ def observe(planted: Planted, half: int, references: References, functional: Fun
 def found(plant: Plant, config: DecontaminateConfig, methods: str) -> bool:
     """Tell whether a plant is a leak by these methods alone."""
     by_words = "ngrams" in methods and plant.ngrams >= config.ngrams
-    alike = ("ngrams" in methods and plant.solution >= config.ngrams) or ("ast" in methods and plant.form >= config.ast)
     ran = "functional" in methods
-    solved = (ran and plant.functional) or (alike and not (ran and plant.refuted))
+    solved = ran and plant.functional
+    solved |= "ngrams" in methods and plant.solution >= config.ngrams and not (ran and plant.refuted)
+    solved |= "ast" in methods and (plant.form_left if ran else plant.form) >= config.ast
     return by_words or (solved and plant.statement >= config.statement)
 
 
 def matched(plant: Plant, config: DecontaminateConfig) -> bool:
     """Tell whether a plant is a leak or common by all methods together."""
-    return found(plant, config.model_copy(update={"statement": 1e-9}), "ngrams ast functional") or plant.functional
+    return found(plant, config.model_copy(update={"statement": 0.0}), "ngrams ast functional") or plant.functional
 
 
 def share(seen: list[Plant], test: Callable[[Plant], bool]) -> str:

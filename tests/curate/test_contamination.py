@@ -185,7 +185,7 @@ def test_names() -> None:
 
 
 def shapes(code: str) -> frozenset[tuple[str, ...]]:
-    return units_of(ast.parse(code))[0]
+    return units_of(ast.parse(code))[0].shapes
 
 
 def test_names_docstrings_and_annotations_do_not_count() -> None:
@@ -262,6 +262,56 @@ def test_benchmarks_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_answers_are_judged_by_the_benchmark(functional: Functional, code: str, passed: list[int]) -> None:
     assert sorted(functional.tried(pair(OTHER, code)).passed) == passed
+
+
+WRONG = "def first(a):\n    return 1\n\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        WRONG + f"{STUB}{BODY}",
+        f"{STUB}{BODY}\n"
+        + "\n".join(f"def wrong_{number}(a):\n    return {number}\n" for number in range(8)),  # is not run
+        WRONG
+        + "class Towers:\n    def __init__(self, unit): ...\n"
+        + textwrap.indent(RENAMED.replace("(xs)", "(self, xs)"), "    "),
+        WRONG + "ZERO = int('0')\n\n" + RENAMED.replace("best = 0", "best = ZERO"),  # what runs code is left out
+        WRONG + "from units_of_mars import metres\n\n" + RENAMED.replace("best = 0", "best = metres(0)"),
+        WRONG + RENAMED.replace("best = 0", "best = 0 + open('heights').read()"),
+    ],
+)
+def test_another_functions_failure_refutes_nothing(references: References, functional: Functional, code: str) -> None:
+    record = pair(PARAPHRASE, code)
+    (finding,) = classify(record, references, CONFIG, functional.tried(record))
+    assert "ast" in finding.methods and finding.kind == "leak"
+
+
+def test_only_when_all_that_fit_fail_the_solutions_text_is_no_match(
+    references: References, functional: Functional
+) -> None:
+    spoilt = f"{STUB}{BODY}".replace("return widest", "return -widest")
+    for code, methods in (
+        (spoilt, {"ngrams"}),
+        (spoilt + "\n" + REWRITTEN, {"ngrams", "ngrams-solution", "functional"}),
+    ):
+        record = pair(PARAPHRASE, code)
+        (finding,) = classify(record, references, CONFIG, functional.tried(record))
+        assert set(finding.methods) == methods
+
+
+def test_answers_are_counted_anew_when_the_sandbox_begins_anew(functional: Functional) -> None:
+    class Twice:
+        def call(self, code: str, name: str, calls: list[Any], keep: Any, **_: Any) -> Any:
+            for index in (0, 1):  # then it is lost
+                keep(index, SimpleNamespace(value=None if index == 0 else (True, "lost")))
+            for index in range(len(calls)):
+                keep(index, SimpleNamespace(value=None if index == 0 else (True, index)))
+            return SimpleNamespace(status="passed", at=len(calls))
+
+    own = Functional(functional.references, Twice())  # type: ignore[arg-type]
+    calls = list(own.by_arity[1][0].calls) * 3
+    assert own._answers("", "f", calls, 1.0) == [(True, 1), (True, 2), (True, 3)]
 
 
 def test_a_coroutine_that_can_not_run_as_a_function_proves_nothing(

@@ -28,7 +28,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,13 +98,19 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tried:
-    """The numbers of the problems on whose tests an answer's functions were run."""
+    """What came of an answer's functions on the tests of problems, which are told by their numbers."""
 
     passed: frozenset[int] = frozenset()
+    """Some function passes."""
+    refuted: frozenset[tuple[int, int]] = frozenset()
+    """Functions, by their line in the answer's code, that give a wrong answer, each with the problem."""
     failed: frozenset[int] = frozenset()
+    """Every function that could be called like the entry point gives a wrong answer."""
 
     def __or__(self, other: Tried) -> Tried:
-        return Tried(passed=self.passed | other.passed, failed=self.failed | other.failed)
+        return Tried(
+            passed=self.passed | other.passed, refuted=self.refuted | other.refuted, failed=self.failed | other.failed
+        )
 
 
 NOTHING_TRIED = Tried()
@@ -155,15 +161,14 @@ class References:
             for number in sorted(stated.keys() | solved.keys())
         }
 
-    def form_overlaps(self, units: Iterable[frozenset[tuple[str, ...]]]) -> NDArray[np.float64]:
-        """Return for each problem how much its solution has the form of one of these functions: Jaccard, of shapes."""
-        best = np.zeros(len(self.all))
-        for shapes in units:
-            known = [self.by_shape[shape] for shape in shapes if shape in self.by_shape]
-            if len(shapes) >= MIN_SHAPES and known:
-                shared = np.bincount(np.concatenate(known), minlength=len(self.all))
-                best = np.maximum(best, shared / (self.sizes + len(shapes) - shared))
-        return best
+    def form_overlaps(self, shapes: frozenset[tuple[str, ...]]) -> NDArray[np.float64]:
+        """Return for each problem how much its solution has the form of a function: Jaccard, of shapes."""
+        known = [self.by_shape[shape] for shape in shapes if shape in self.by_shape]
+        if len(shapes) < MIN_SHAPES or not known:
+            return np.zeros(len(self.all))
+        shared = np.bincount(np.concatenate(known), minlength=len(self.all))
+        overlaps: NDArray[np.float64] = shared / (self.sizes + len(shapes) - shared)
+        return overlaps
 
 
 def _task(reference: Reference) -> tuple[str, str]:
@@ -287,7 +292,7 @@ def reference_of(benchmark: str, problem: Problem) -> Reference:
         words=words_of(NOT_STATED.sub("", problem.stub)),
         statement_runs=frozenset(tengrams(problem.stub)),
         solution_runs=frozenset(tengrams(problem.canonical)),
-        shapes=max(own, key=len, default=frozenset()),
+        shapes=max((unit.shapes for unit in own), key=len, default=frozenset()),
         asserts=problem.tests.count("assert ") if isinstance(problem.tests, str) else ENOUGH,
     )
 
@@ -306,15 +311,23 @@ def words_of(text: str) -> frozenset[str]:
 # --- the form of code -------------------------------------------------------------------------------------------------
 
 
-def units_of(tree: ast.Module, only: str = "") -> list[frozenset[tuple[str, ...]]]:
-    """Return the shapes of each function of a program, or of the one asked for, and of what is outside functions."""
+class Unit(NamedTuple):
+    """A function, or what is outside functions."""
+
+    line: int
+    """Where the function is defined; 0 outside."""
+    shapes: frozenset[tuple[str, ...]]
+
+
+def units_of(tree: ast.Module, only: str = "") -> list[Unit]:
+    """Return each function of a program, or the one asked for, and what is outside functions."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     functions = [node for node in functions if node.name == only] or functions
     loose = [
         node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom)
     ]
-    units: list[Sequence[ast.AST]] = [[*node.args.args, *node.body] for node in functions]
-    return [shapes_of(unit) for unit in (*units, *([loose] if len(loose) > 1 else []))]
+    units = [Unit(node.lineno, shapes_of([*node.args.args, *node.body])) for node in functions]
+    return [*units, *([Unit(0, shapes_of(loose))] if len(loose) > 1 else [])]
 
 
 def shapes_of(nodes: Iterable[ast.AST]) -> frozenset[tuple[str, ...]]:
@@ -384,11 +397,13 @@ def classify(
             if share >= config.ngrams:
                 found.setdefault(number, set()).add(method)
     tree = parse(python_of(record))
-    overlaps = references.form_overlaps(units_of(tree) if tree else [])
-    for number in np.flatnonzero(overlaps >= config.ast).tolist():
-        found.setdefault(number, set()).add("ast")
+    refuted = {(line, same) for line, number in tried.refuted for same in references.same_tasks([number])}
+    for unit in units_of(tree) if tree else ():
+        for number in np.flatnonzero(references.form_overlaps(unit.shapes) >= config.ast).tolist():
+            if (unit.line, number) not in refuted:
+                found.setdefault(number, set()).add("ast")
     for number in references.same_tasks(tried.failed):
-        found.get(number, set()).difference_update(("ast", "ngrams-solution"))
+        found.get(number, set()).discard("ngrams-solution")
     words = words_of(record.instruction)
     for passed in tried.passed:
         for number in references.same_tasks([passed]):

@@ -4,6 +4,9 @@ A function is tried on every problem whose entry point takes as many arguments, 
 in one run; and on the problem that has its name in any case. Where that holds, all of the problem's asserts must. For
 MBPP+'s own problems, whose tests are no asserts, the benchmark judges the function under its entry point's name.
 
+A function that answers the first assert wrongly is refuted: it is no solution, however much it looks like one. One that
+could not be run, or lacks something, or is late, says nothing.
+
 Time is counted as computing time in the candidate's own process, so that a busy machine changes no result; the limits
 in wall-clock time are for what sleeps.
 """
@@ -48,7 +51,7 @@ def __xft_probe__(*arguments, _now={{}}):
         _now.update(function=eval(arguments[1]), seconds=arguments[2], left={CALLS} * arguments[2])
         return None
     if _now["left"] <= 0:
-        return (False, None)
+        return (None, None)
 
     class Late(BaseException):
         pass
@@ -62,15 +65,21 @@ def __xft_probe__(*arguments, _now={{}}):
         signal.signal(signal.SIGPROF, late)
         signal.setitimer(signal.ITIMER_PROF, _now["seconds"])
         answer = _now["function"](*arguments)
+    except (Late, NameError, ImportError, RecursionError, MemoryError, OSError):
+        return (None, None)
     except BaseException:
         return (False, None)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         _now["left"] -= time.process_time() - began
     large = answer.bit_length() > 4096 if isinstance(answer, int) else hasattr(answer, "__len__") and len(answer) > 4096
-    return (False, None) if large else (True, answer)
+    return (None, None) if large else (True, answer)
 """
-"""Calls the function that was selected last, as long as its time lasts; draws at random are the same in each call."""
+"""Calls the function that was selected last, as long as its time lasts; draws at random are the same in each call.
+
+Gives True and the answer; False for an error, which is an answer too; None where there is none for another reason.
+"""
+Reply = tuple[bool | None, Any]
 ASYNC = re.compile(r"\b(?:async|await)[ \t]+(?=[\w(\[])")
 """A coroutine without these words is a function that computes the same."""
 
@@ -89,8 +98,10 @@ class _Probe:
         calls = tuple(_call(arguments, seconds) for check in checks for arguments in check.calls)
         return cls(reference=reference, checks=tuple(checks), calls=calls)
 
-    def holds(self, answers: Sequence[tuple[bool, Any]]) -> bool:
-        """Tell whether the asserts hold of a function that gave these answers."""
+    def holds(self, answers: Sequence[Reply]) -> bool | None:
+        """Tell whether the asserts hold of a function that gave these answers; None: these do not tell."""
+        if any(fine is None for fine, _ in answers):
+            return None
         if not all(fine for fine, _ in answers):
             return False
         values = [value for _, value in answers]
@@ -103,11 +114,11 @@ class _Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Function:
-    """A function of an answer, or a method of a class that is made without arguments."""
+    """A function of an answer, or a method of a class."""
 
     node: ast.FunctionDef
     call: str
-    """Expression of what is called."""
+    """Expression of what is called; "" where that can't be done."""
     bound: bool = False
     """The first argument is given."""
 
@@ -120,13 +131,13 @@ def _functions(tree: ast.Module) -> Iterator[_Function]:
                 yield _Function(node=node, call=node.name)
             case ast.ClassDef():
                 methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-                if any(
+                made = not any(
                     each.name == "__init__" and len(each.args.args) - len(each.args.defaults) > 1 for each in methods
-                ):
-                    continue
+                )  # without arguments
                 for method in methods:
                     if method.args.args and not method.decorator_list and not method.name.startswith("__"):
-                        yield _Function(node=method, call=f"{node.name}().{method.name}", bound=True)
+                        call = f"{node.name}().{method.name}" if made else ""
+                        yield _Function(node=method, call=call, bound=True)
 
 
 class Functional:
@@ -153,30 +164,45 @@ class Functional:
         written = python_of(record)
         plain = ASYNC.sub("", written) if "async def " in written else written
         tree = parse(plain)
-        functions = list(_functions(tree))[-MAX_FUNCTIONS:] if tree else []
-        if tree is None or not functions:
+        functions = list(_functions(tree)) if tree else []
+        can_run = [function for function in functions if function.call][-MAX_FUNCTIONS:]
+        if tree is None or not can_run:
             return Tried()
         code = definitions(tree)
+        told = dict(self._told(code, can_run, words_of(record.instruction)))
         wanted: dict[tuple[int, str], None] = {}
-        for function in functions:
+        for function in can_run:
             wanted |= {(number, function.call): None for number in self.by_name.get(function.node.name, ())}
-        wanted |= dict.fromkeys(self._agreeing(code, functions, words_of(record.instruction)))
+        wanted |= {(number, function.call): None for (function, number), holds in told.items() if holds}
         passed = frozenset(number for number, name in wanted if self._solves(number, name, code))
-        tried = {probe.reference for function in functions for probe in self._fitting(function)}
-        failed = frozenset(tried) - passed if plain == written else frozenset()  # it may need what it waits for
-        return Tried(passed=passed, failed=failed)
+        if plain != written:  # a coroutine may need what it waits for
+            return Tried(passed=passed)
+        wrong = {(function, number) for (function, number), holds in told.items() if holds is False}
+        open_ = {
+            probe.reference
+            for function in functions
+            for probe in self._fitting(function)
+            if (function, probe.reference) not in wrong
+        }
+        return Tried(
+            passed=passed,
+            refuted=frozenset((function.node.lineno, number) for function, number in wrong),
+            failed=frozenset({number for _, number in wrong} - open_ - passed),
+        )
 
     def _solves(self, number: int, name: str, code: str) -> bool:
         """Tell whether a function passes all tests of a problem."""
         reference = self.references.all[number]
         if isinstance(reference.problem.tests, str):
             probe = _Probe.of(number, asserts_of(reference), ALL_S)
-            return probe.holds(self._answers(code, name, probe.calls, ALL_S))
+            return probe.holds(self._answers(code, name, probe.calls, ALL_S)) is True
         program = f"{code}\n{reference.problem.entry_point} = {name}\n"
         return BENCHMARKS[reference.benchmark].judge(reference.problem, program, self.sandbox).status == "passed"
 
-    def _agreeing(self, code: str, functions: Sequence[_Function], words: frozenset[str]) -> Iterator[tuple[int, str]]:
-        """Yield the problems whose first assert holds of a function; those with the instruction's words come first."""
+    def _told(
+        self, code: str, functions: Sequence[_Function], words: frozenset[str]
+    ) -> Iterator[tuple[tuple[_Function, int], bool | None]]:
+        """Yield whether problems' first asserts hold of a function; those with the instruction's words come first."""
         for function in functions:
             probes = sorted(
                 self._fitting(function), key=lambda probe: -self.references.statement_score(probe.reference, words)
@@ -185,29 +211,32 @@ class Functional:
             answers = self._answers(code, function.call, calls, FIRST_S)
             for probe in probes:
                 own, answers = answers[: len(probe.calls)], answers[len(probe.calls) :]
-                if probe.holds(own):
-                    yield probe.reference, function.call
+                yield (function, probe.reference), probe.holds(own)
 
-    def _answers(self, code: str, name: str, calls: Sequence[Call], seconds: float) -> list[tuple[bool, Any]]:
-        """Return for each call whether a function came to an answer, and the answer."""
-        answers: list[tuple[bool, Any]] = []
+    def _answers(self, code: str, name: str, calls: Sequence[Call], seconds: float) -> list[Reply]:
+        """Return for each call what the function came to."""
+        answers: list[Reply] = []
+        known = 0
 
         def keep(index: int, returned: Returned) -> str | None:
-            if index:
+            if index == 0:  # the sandbox may begin anew
+                del answers[known:]
+            else:
                 fine, value = returned.value
-                answers.append((fine is True, value))
+                answers.append((fine if isinstance(fine, bool) else None, value))
             return None
 
         for _ in range(MAX_ENDS):
-            left = calls[len(answers) :]
+            known = len(answers)
+            left = calls[known:]
             if not left:
                 break
             select = _call((SELECT, name, seconds), seconds)
             outcome = self.sandbox.call(code + PROBE, "__xft_probe__", [select, *left], keep, memory_mb=MEMORY_MB)
             if outcome.status == "passed" or outcome.at < 1:
                 break
-            answers.append((False, None))  # the call that ended the process
-        return answers + [(False, None)] * (len(calls) - len(answers))
+            answers.append((None, None))  # the call that ended the process
+        return answers + [(None, None)] * (len(calls) - len(answers))
 
     def _fitting(self, function: _Function) -> Iterator[_Probe]:
         """Yield the problems whose entry point could be called like this function."""
