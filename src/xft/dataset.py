@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from xft.curate.config import CurateConfig, CurateSource, Curation
-from xft.recipe import Section
+from xft.recipe import Section, parse_section
 from xft.synth.config import SeedSource, SynthConfig, TeacherConfig
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DatasetRecipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name in reports."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     """Seed of everything random."""
     seeds: list[SeedSource] = Field(min_length=1)
     """What pairs are made from."""
@@ -49,6 +49,7 @@ def run(
     """Bring a run directory up to date with a data recipe; return the data set's folder.
 
     Raises:
+        RecipeError: two sources have one name, or are called `synth` as the made pairs are.
         RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
         DataError: no seeds, or a source that is not there.
         FetchError: the teacher, or something from the hub, can't be had.
@@ -64,10 +65,11 @@ def run(
 
     settings = recipe.curate
     build_steps(settings.steps, settings.kind)
+    sources = [source.model_dump() for source in recipe.sources]
+    made = {"path": str(out / MADE), "name": "synth"}
+    config = parse_section(CurateConfig, settings.model_dump() | {"sources": [made, *sources]}, recipe.name)
 
     def curated(folder: Path, _meter: Meter) -> None:
-        made = CurateSource(path=str(out / MADE), name="synth")
-        config = CurateConfig(sources=[made, *recipe.sources], **dict(settings))
         curate(CurateJob(config=config, out=folder, seed=recipe.seed, workers=os.cpu_count() or 1))
 
     outside = input_digests(plan_shards(recipe.sources)) | models_of(settings.steps)
@@ -75,7 +77,6 @@ def run(
         outside |= benchmark_inputs(settings.decontaminate)
     with run_folder(out):
         synth = open_stage(recipe.synth, recipe.seeds, recipe.teacher, recipe.seed, store=cache_dir() / "answers")
-        sources = [source.model_dump() for source in recipe.sources]
         nodes = [
             Node(name="synth", config=synth.config, after=(), outside=synth.inputs, work=synth.work),
             Node(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from xft.errors import FetchError, MissingExtraError
 from xft.progress import track
 from xft.registry import Registry
+from xft.stage import locked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,11 @@ def fetch_parts(parts: Parts) -> Path:
     target = folder / parts.filename
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=math.inf):
+        return target if target.exists() else _join_parts(parts, folder, target)
+
+
+def _join_parts(parts: Parts, folder: Path, target: Path) -> Path:
     with track(parts.filename, parts.count) as advance:
         pieces = []
         for number in range(1, parts.count + 1):

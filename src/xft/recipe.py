@@ -268,7 +268,7 @@ class EvalConfig(Section):
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the probability that is sampled from."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of sampling."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
     """Longest completion in tokens."""
@@ -307,7 +307,7 @@ class Recipe(Section):
     """Instruction pairs."""
     prompt: str = "auto"
     """Prompt style of tuning and scoring; auto: the base's chat template, else Magicoder's."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     """Seed of everything random."""
     upcycle: UpcycleConfig = UpcycleConfig()
     """Dense to mixture."""

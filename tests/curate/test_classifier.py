@@ -33,6 +33,18 @@ def test_it_learns_and_repeats(tmp_path: Path) -> None:
     assert new > 0.9 > 0.1 > probability(texts("broken", 1, 9)[0], tensors["weights"], float(tensors["bias"][0]))
 
 
+def test_thresholds_let_their_share_of_negatives_through(tmp_path: Path) -> None:
+    good, bad = texts("tested", 1000, 1), [*texts("broken", 500, 2), *texts("tested", 500, 4)]
+    report = train_classifier(good, bad, CONFIG, 3, tmp_path)
+    tensors = load_file(tmp_path / MODEL_FILE)
+    held = np.random.default_rng(3).permutation(2000)[: report["heldout"]]
+    scores = [probability(bad[at - 1000], tensors["weights"], float(tensors["bias"][0])) for at in held if at >= 1000]
+    for share, threshold in report["threshold_for_share_of_negatives"].items():
+        let_through = sum(score >= threshold for score in scores) / len(scores)
+        assert let_through <= float(share.rstrip("%")) / 100
+        assert let_through > float(share.rstrip("%")) / 100 - 0.02
+
+
 def test_it_learns_pairs_of_words(tmp_path: Path) -> None:
     """The same words in another order: single words can't tell them apart."""
     good = [f"{'alpha beta ' * (3 + n % 3)}{n}" for n in range(40)]

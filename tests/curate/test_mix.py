@@ -37,6 +37,11 @@ def test_upsampling_repeats_a_small_source() -> None:
     assert set(Counter(chosen[SOURCES[chosen] == 0].tolist()).values()) == {1}
 
 
+def test_repeats_that_nothing_would_heed_are_refused() -> None:
+    with pytest.raises(ValueError, match="set weighted or tokens"):
+        MixConfig(repeats=3, shuffle=True)
+
+
 def test_budget_is_met_by_weight() -> None:
     assert shares(choose(TOKENS, SOURCES, [3, 1], MixConfig(tokens=100), 0)) == {0: 80, 1: 30}
     assert shares(choose(TOKENS, SOURCES, [1, 1], MixConfig(tokens=10_000), 0)) == {0: 1000, 1: 200}

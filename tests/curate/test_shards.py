@@ -11,7 +11,8 @@ import pytest
 
 from xft.curate import read
 from xft.curate.config import CurateSource
-from xft.curate.read import bounded_lines, input_digests, parse_line, plan_shards, read_shard, record_line
+from xft.curate.read import input_digests, parse_line, plan_shards, read_shard, record_line
+from xft.data import sources
 from xft.data.example import Example
 from xft.data.sources import Rejected
 from xft.errors import DataError
@@ -20,6 +21,10 @@ from xft.errors import DataError
 def all_of(path: Path, kind: str = "pairs", **source: object) -> list[Example | Rejected]:
     given = CurateSource(path=str(path), **source)  # type: ignore[arg-type]
     return [item for shard in plan_shards([given]) for item in read_shard(shard, given, kind)]
+
+
+def nested(levels: int) -> list[object]:
+    return [nested(levels - 1)] if levels else []
 
 
 def line(number: int, size: int = 10) -> str:
@@ -49,7 +54,7 @@ def test_shards_cover_every_line_once(
 
 
 def test_bad_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(sources, "MAX_LINE", 1 << 20)
     path = tmp_path / "bad.jsonl"
     good = line(1).encode()
     rows = [
@@ -58,6 +63,7 @@ def test_bad_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (b'{"instruction": "caf\xe9", "response": "x"}', "not UTF-8"),
         (line(2, 2 << 20).encode(), "line over 1 MB"),
         (b"[" * 100_000, "nested too deeply"),
+        (json.dumps({"instruction": "ask", "response": "x", "extra": nested(120)}).encode(), "nested too deeply"),
         (b'{"instruction": "ask", "response": ""}', "response is empty"),
         (b'{"instruction": "ask", "response": 5}', "response is not text but int"),
         (b'{"question": "ask"}', "no known layout in its keys"),
@@ -68,16 +74,32 @@ def test_bad_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path.write_bytes(b"\n".join(row for row, _ in rows))
     items = all_of(path)
     assert [item.reason for item in items if isinstance(item, Rejected)] == [reason for _, reason in rows if reason]
-    assert [item.source for item in items if isinstance(item, Example)] == [f"{path}:1", f"{path}:11"]
+    assert [item.source for item in items if isinstance(item, Example)] == [f"{path}:1", f"{path}:12"]
     assert all(len(item.record) <= 1000 for item in items if isinstance(item, Rejected))
 
 
+def test_what_is_nested_as_deeply_as_is_allowed_is_read_and_written(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"instruction": "ask", "response": "x", "extra": nested(n)} for n in (90, 120)])
+    )
+    good, bad = all_of(tmp_path / "a.json")
+    assert isinstance(good, Example) and parse_line(record_line(good)) == good
+    assert isinstance(bad, Rejected) and bad.reason == "nested too deeply"
+
+
+def test_numbers_that_json_has_not_are_left_out() -> None:
+    meta = {"score": float("nan"), "parts": [1.5, float("inf")], "name": "NaN"}
+    written = record_line(Example(instruction="ask", response="x", meta=meta))
+    assert parse_line(written).meta == {"score": None, "parts": [1.5, None], "name": "NaN"}
+    assert b": NaN" not in written
+
+
 def test_line_too_long_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAX_LINE", 100)
-    monkeypatch.setattr(read, "PIECE", 30)
+    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    monkeypatch.setattr(sources, "PIECE", 30)
     data = b"a" * 100 + b"\n" + b"b" * 101 + b"\n" + b"c" * 1000
-    assert list(bounded_lines(io.BytesIO(data), None)) == [b"a" * 100 + b"\n", None, None]
-    assert list(bounded_lines(io.BytesIO(data), 101)) == [b"a" * 100 + b"\n"]
+    assert list(sources.bounded_lines(io.BytesIO(data), None)) == [b"a" * 100 + b"\n", None, None]
+    assert list(sources.bounded_lines(io.BytesIO(data), 101)) == [b"a" * 100 + b"\n"]
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

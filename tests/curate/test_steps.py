@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xft.curate.code import text_of_html
 from xft.curate.config import StepConfig
 from xft.curate.step import DEFAULTS, STEPS, BoundStep, blocks_of, build_steps
 from xft.data.example import Example
@@ -149,6 +150,7 @@ REJECTED: dict[str, list[tuple[Example, str]]] = {
         (pair("psql postgres://bob:hunter2xyz@db.latest.acme.com/x"), "password in an address"),
         (pair("DB_HOST=db\nexport AWS_SECRET_ACCESS_KEY=q8Zk2LwPx7TnVb4RmYc9\n"), "random value of a secret's name"),
         (pair("api_key = 'q8Zk2LwPx7TnVb4RmYc9'"), "random value of a secret's name"),
+        (pair(tests=["use('ghp_" + "a9Bz" * 9 + "')"]), "GitHub token in meta.tests"),
     ],
     "personal": [
         (pair("Write to jane.doe@gmail.com."), "e-mail address"),
@@ -157,6 +159,8 @@ REJECTED: dict[str, list[tuple[Example, str]]] = {
         (pair("connect('93.184.216.34')"), "public IP address"),
         (pair("card 4539 1488 0343 6467"), "card number"),
         (pair("iban DE89 3704 0044 0532 0130 00"), "IBAN"),
+        (pair(seed={"by": ["jane.doe@gmail.com"]}), "e-mail address in meta.seed"),
+        (pair(**{"jane.doe@gmail.com": "jane.doe@gmail.com"}), "e-mail address in meta"),
     ],
 }
 
@@ -207,6 +211,17 @@ def test_step_is_pure_and_its_reasons_hold_nothing_of_the_record(name: str, mode
         assert record.response.strip() not in reason or not record.response.strip()
 
 
+@pytest.mark.parametrize("name", ["secrets", "personal", "parse", "source-file"])
+@pytest.mark.parametrize(
+    "attack",
+    ["class " + "a" * 400_000, "```" + "a" * 400_000, "```html\n" + "<!--<script" * 40_000, "```html\n" + "<" * 400_000,
+     "a." * 200_000 + "://", "KEY" * 130_000 + "'", "eyJ-" * 100_000, "a@" + "test." * 80_000 + "9"],
+    ids=lambda attack: attack[:14].strip(),
+)  # fmt: skip
+def test_no_text_takes_time_in_its_length_squared(name: str, attack: str, model: str) -> None:
+    bound(name, model)(pair(attack))  # else this takes minutes
+
+
 @pytest.mark.parametrize("name", names())
 def test_step_survives_any_text(name: str, model: str) -> None:
     step = bound(name, model)
@@ -252,6 +267,12 @@ def test_classifier_that_is_not_there(tmp_path: Any) -> None:
     step = build_steps([StepConfig(name="classifier", options={"model": str(tmp_path / "x")})], "pairs")[0]
     with pytest.raises(DataError, match="no classifier"):
         step(pair())
+
+
+def test_the_text_of_html() -> None:
+    assert text_of_html("a<b>c</b><!-- d > --><SCRIPT x>e<f></script >g<style>h</style>i").split() == list("acgi")
+    assert text_of_html("a<script>b<!-- c>d").split() == list("abd")  # what is never closed is a tag
+    assert text_of_html("a < b").split() == ["a", "<", "b"]
 
 
 def test_blocks() -> None:

@@ -143,7 +143,7 @@ def test_shipped_pairs_are_read_by_name() -> None:
         (b'{"instruction": "a", "response": 3}', "response is not text but int"),
         (b'{"instruction": "a \\ud83d b", "response": "c"}', "instruction holds half of a character"),
         (b'{"instruction": "a", "response": "\\udc00"}', "response holds half of a character"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"[1, 2]", "not an object with named fields; a file that is one JSON array is named .json"),
         (b'{"messages": "hello"}', "its conversation is not a list of turns"),
         (b'{"messages": [{"role": "user", "content": "q"}]}', "does not begin with a user's turn and an assistant's"),

@@ -106,6 +106,8 @@ def test_what_is_wrong_is_said_before_the_work(serve: Any, recipe: Path, tmp_pat
         run(recipe, out, teacher, "curate.sources=[x]")
     with pytest.raises(Exception, match=r"unknown .*'no-such-step'"):
         run(recipe, out, teacher, "curate.steps=[no-such-step]")
+    with pytest.raises(RecipeError, match="two sources are called 'synth'"):
+        run(recipe, out, teacher, "sources=[{path: shipped:python, name: synth}]")
     assert not out.exists()
     out.mkdir()
     (out / "thesis.txt").write_text("mine")

@@ -34,6 +34,15 @@ def test_sections_are_found_below_headings_as_teachers_write_them(heads: tuple[s
     }
 
 
+@pytest.mark.parametrize("line", ["#" * 10_000 + " x", "# " * 10_000, "[*" * 10_000, "## Problem" + " " * 50_000 + "x"])
+def test_no_heading_takes_for_ever(line: str) -> None:
+    assert sections(f"{line}\n## Problem\nDo it.", ("Problem",)) == {"Problem": "Do it."}
+
+
+def test_an_item_is_no_heading() -> None:
+    assert sections("* Problem\n## Problem\nDo it.", ("Problem",)) == {"Problem": "Do it."}
+
+
 def test_an_empty_section_is_missing() -> None:
     assert sections("## Problem\n\n## Solution\nx", ("Problem", "Solution")) == {"Solution": "x"}
 

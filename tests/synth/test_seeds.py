@@ -43,8 +43,13 @@ def test_of_a_git_repository_only_what_it_tracks_is_read(tmp_path: Path) -> None
     (root / "draft.py").write_text("y = 2\n")
     for command in (["init", "-q"], ["add", "kept.py"]):
         subprocess.run(["git", "-C", str(root), *command], check=True)
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    subprocess.run(["git", "-C", str(root), "config", "core.fsmonitor", str(program)], check=True)
     documents, _ = read_seeds(sources(root, license="MIT"))
     assert [(each.source, each.license) for each in documents] == [("repository/kept.py", "MIT")]
+    assert not (tmp_path / "ran").exists()  # the folder may be anybody's
 
 
 def test_records_give_text_response_licence_and_language(tmp_path: Path) -> None:
@@ -173,10 +178,13 @@ def test_a_broken_file_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_text('{"content": "x = 1"}\n')
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"content": "y = 2"}\n' * 99)[:-9])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    for name in ("gone.jsonl", "gone.json", "gone.parquet"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
     documents, skipped = read_seeds(sources(tmp_path))  # a folder of data files
     assert "x = 1" in {each.text for each in documents}
     faults = {each.where: each.reason for each in skipped if each.reason != "the same text as another seed"}
-    assert set(faults) == {"cut.jsonl.gz", "bad.parquet"}
+    assert set(faults) == {"cut.jsonl.gz", "bad.parquet", "gone.jsonl", "gone.json", "gone.parquet"}
+    assert faults["gone.jsonl"].startswith("not a readable file")
     assert faults["cut.jsonl.gz"].startswith("not a readable gzip file")
     assert faults["bad.parquet"].startswith("not a readable Parquet file")
 

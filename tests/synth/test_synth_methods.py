@@ -115,6 +115,43 @@ def test_only_languages_of_the_mix_are_used(name: str) -> None:
     assert {seed.language for task in tasks for seed in task.seeds} == {"rust"}
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_holds_to_the_mixs_shares_and_names_a_language_that_is_missing(name: str) -> None:
+    documents = [
+        Document(text=f"def {language}_{at}(x):\n    return x\n", source=f"{language}{at}", language=language, response="r")
+        for language, count in (("python", 200), ("rust", 400)) for at in range(count)
+    ]  # fmt: skip
+    tasks = plan(name, documents=documents, mix={"python": 4.0, "rust": 1.0}, rounds=1, count=150)
+    shown = [task.document.language for task in tasks]
+    assert len(shown) == 150
+    assert shown.count("python") / 150 == pytest.approx(0.8, abs=0.1)
+    with pytest.raises(DataError, match="no seed document in go; there are: python, rust"):
+        plan(name, documents=documents, mix={"go": 1.0})
+
+
+def test_instruct_pretrain_shows_each_text_once() -> None:
+    documents = [
+        Document(text=f"{language} {at}", source=f"{language}{at}", language=language)
+        for language, count in (("python", 4), ("rust", 100)) for at in range(count)
+    ]  # fmt: skip
+    for mix in ({}, {"python": 1.0, "rust": 1.0}):
+        shown = [seed.source for task in plan("instruct-pretrain", count=500, documents=documents, mix=mix, rounds=3)
+                 for seed in task.seeds]  # fmt: skip
+        assert len(shown) == len(set(shown))
+        assert len(shown) == 102 if not mix else 4 <= len(shown) < 30
+
+
+def test_self_instruct_names_all_seeds_and_their_licences() -> None:
+    documents = [
+        Document(text=f"Sort the list number {at}, please.", source=f"s{at}", license=name, response="r")
+        for at, name in enumerate(("MIT", "GPL-3.0", "MIT"))
+    ]  # fmt: skip
+    (draft, *_), _ = write("self-instruct", plan("self-instruct", documents=documents)[0], good)
+    assert isinstance(draft, Draft)
+    assert draft.document.license == "GPL-3.0 AND MIT"
+    assert draft.meta["seeds"] == ["s0", "s1", "s2"]
+
+
 def test_a_mix_gives_each_language_its_share_and_names_one_that_is_missing() -> None:
     import random
 

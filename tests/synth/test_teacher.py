@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scripted_teacher import Script, played
 
-from xft.errors import FetchError, RecipeError
+from xft.errors import FetchError, RecipeError, RunError
 from xft.eval.benchmark import Request
 from xft.eval.generate import Answer, Ask, Sampling, server
 from xft.eval.generate.backend import Unit
@@ -184,6 +184,16 @@ def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
     store.put(key, {"text": "ö"})
     assert Store(tmp_path).get(key) == {"text": "ö"}
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+def test_a_store_that_can_not_be_written_is_named_before_anything_is_paid_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file: the store of answers can't be written .*--store"):
+        Store(tmp_path / "file")
+    store = Store(tmp_path / "store")
+    (tmp_path / "store" / "ab").touch()
+    with pytest.raises(RunError, match="make room"):
+        store.put("abc", 1)
 
 
 def test_threads_that_keep_the_same_value_do_not_disturb_each_other(tmp_path: Path) -> None:

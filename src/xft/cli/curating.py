@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,7 +32,9 @@ def curate(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML file with sources, steps, dedup, decontaminate, mix; defaults without it.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="pairs (the default), or text for raw documents.")] = None,
+    kind: Annotated[
+        Literal["pairs", "text"] | None, typer.Option(help="pairs (the default), or text for raw documents.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default.")
@@ -106,7 +108,7 @@ def classifier(
     out: Out,
     positives: Annotated[list[str], typer.Option(help="Files of good records; repeatable.")],
     negatives: Annotated[list[str], typer.Option(help="Files of ordinary or bad records; repeatable.")],
-    kind: Annotated[str, typer.Option(help="pairs, or text for raw documents.")] = "pairs",
+    kind: Annotated[Literal["pairs", "text"], typer.Option(help="pairs, or text for raw documents.")] = "pairs",
     seed: Seed = 42,
     settings: Set = None,
 ) -> None:

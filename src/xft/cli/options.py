@@ -26,7 +26,7 @@ Column = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write malformed records to OUT/rejects.jsonl and go on.")]
 Prompt = Annotated[str, typer.Option(help="Prompt style: auto, chat or magicoder.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe's section; repeatable."),

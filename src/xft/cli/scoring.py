@@ -54,7 +54,7 @@ def evaluate(
     heldout: Annotated[Path | None, typer.Option(help="Pairs to measure the response loss on.")] = None,
     column: Column = None,
     skip_bad: SkipBad = False,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     data_dir: DataDir = None,
     allow_unsafe: Unsafe = False,
 ) -> None:

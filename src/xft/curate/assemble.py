@@ -32,7 +32,7 @@ def assemble(job: CurateJob, shards: Sequence[Shard], duplicates: dedup.Duplicat
     with _Pool(job) as pool:
         _go_through(job, shards, duplicates, tally, pool)
     if not pool.count:
-        raise run.nothing_kept(tally.statistics(), job.out)
+        raise run.nothing_kept(tally.statistics())
     written = pool.write(tally)
     statistics = tally.statistics() | {"written": written}
     (job.out / "README.md").write_text(card.data_card(job, statistics), encoding="utf-8")

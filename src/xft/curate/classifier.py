@@ -117,7 +117,8 @@ def train_classifier(
         "accuracy": right,
         "auc": auc(scores, labels[test]),
         "threshold_for_share_of_negatives": {
-            f"{share:.0%}": float(bad[min(int(share * len(bad)), len(bad) - 1)]) for share in (0.01, 0.05, 0.1, 0.2)
+            f"{share:.0%}": float(np.nextafter(bad[min(int(share * len(bad)), len(bad) - 1)], np.inf))
+            for share in (0.01, 0.05, 0.1, 0.2)
         },
     }
 

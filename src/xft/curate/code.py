@@ -15,7 +15,11 @@ from xft.errors import MissingExtraError
 from xft.eval.extract import parse as parse_python
 from xft.recipe import Section
 
-TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.S | re.I)
+TAG = re.compile(r"<(script\b|style\b|!--|)", re.I)
+TAG_ENDS = {
+    "script": re.compile(r"</script\s*+>", re.I), "style": re.compile(r"</style\s*+>", re.I), "!--": re.compile("-->"),
+    "": re.compile(">"),
+}  # fmt: skip
 GRAMMARS = {
     "bash": ("tree_sitter_bash", "language"),
     "c": ("tree_sitter_c", "language"),
@@ -75,12 +79,29 @@ def _file_fault(code: str, language: str, options: SourceFileOptions) -> str | N
     if "<?xml version=" in code[:100] and language not in ("xslt", "xsl"):
         return "XML"
     if language == "html":
-        visible = len(" ".join(TAGS.sub(" ", code).split()))
+        visible = len(" ".join(text_of_html(code).split()))
         if visible < options.min_visible * len(code) or visible < options.min_visible_characters:
             return "HTML with little visible text"
     if language in ("json", "yaml") and not options.min_data <= len(code) <= options.max_data:
         return f"{language.upper()} outside {options.min_data} to {options.max_data} characters"
     return None
+
+
+def text_of_html(code: str) -> str:
+    """Return what stands outside tags, comments, scripts and styles; in time that grows with the length alone."""
+    ends, shown, at = dict(TAG_ENDS), [], 0
+    while begin := TAG.search(code, at):
+        shown.append(code[at : begin.start()])
+        at = begin.end()
+        for kind in dict.fromkeys((begin[1].lower(), "")):
+            if kind in ends:
+                if end := ends[kind].search(code, at):
+                    at = end.end()
+                    break
+                del ends[kind]  # there is none further on either
+        else:
+            shown.append(begin[0])
+    return " ".join([*shown, code[at:]])
 
 
 class ParseOptions(Section):

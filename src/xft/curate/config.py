@@ -103,6 +103,12 @@ class MixConfig(Section):
     tokenizer: str | None = None
     """A tokenizer.json to count tokens with; by default four characters count as a token."""
 
+    @model_validator(mode="after")
+    def _repeats_fill_something(self) -> MixConfig:
+        if self.repeats > 1 and not self.weighted and self.tokens is None:
+            raise ValueError("repeats fills shares of a mix: set weighted or tokens with it")
+        return self
+
     @property
     def applies(self) -> bool:
         """Tell whether there is anything to do but to write the records one after the other."""

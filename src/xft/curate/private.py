@@ -1,4 +1,7 @@
-"""Steps about what must not be published: secrets and personal data. Their rejects are recorded without the text."""
+"""Steps about what must not be published: secrets and personal data. Their rejects are recorded without the text.
+
+Metadata are published too, so their texts are looked at as well; reasons name the key.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,9 +29,9 @@ TOKENS = {
     "Stripe key": r"\b[rs]k_live_[A-Za-z0-9]{16,}",
     "npm token": r"\bnpm_[A-Za-z0-9]{36}\b",
     "PyPI token": r"\bpypi-AgE[\w-]{50,}",
-    "JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "JSON web token": r"(?<![\w-])eyJ[\w-]{10,}+\.eyJ[\w-]{10,}+\.[\w-]{10,}",
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"<>{}$]+:[^\s/:@'\"<>{}$]{4,}@[\w.-]+",
+    "password in an address": r"\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"<>{}$]{1,200}:[^\s/:@'\"<>{}$]{4,200}@[\w.-]+",
 }
 """Shapes that services give their tokens."""
 MARKS = (
@@ -55,7 +59,7 @@ ASSIGNED = re.compile(
     re.I,
 )
 SETTING = re.compile(
-    r"^[ \t]*(?:export[ \t]+)?[A-Z][A-Z0-9_]*(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS?)[A-Z0-9_]*="
+    r"^[ \t]*(?:export[ \t]+)?[A-Z][A-Z0-9_]{0,60}(?:PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIALS?)[A-Z0-9_]{0,60}="
     r"([^\s'\"#(\[]{16,128})[ \t]*$",
     re.M,
 )
@@ -68,6 +72,9 @@ SAMPLE = re.compile(r"example|sample|dummy|placeholder|your[_-]|my[_-]|xxxx|chan
 """What made-up secrets are made of."""
 
 
+KEY = re.compile(r"\w{1,40}")
+
+
 class SecretsOptions(Section):
     """How likely a value must be a secret."""
 
@@ -78,17 +85,46 @@ class SecretsOptions(Section):
 @step("secrets", SecretsOptions, private=True)
 def secrets(record: Example, options: SecretsOptions) -> str | None:
     """Tokens by their services' shapes, private keys, passwords in addresses, and random values of such names."""
+    return _first(record, lambda text: _secret(text, options))
+
+
+def _first(record: Example, find: Callable[[str], str | None]) -> str | None:
+    """Return what is found in a record's texts first."""
     for text in (record.instruction, record.response):
-        for found in TOKEN.finditer(text) if any(mark in text for mark in MARKS) else ():
-            credentials = CREDENTIALS.search(found[0])
-            if not SAMPLE.search(credentials[0] if credentials else found[0]) and not LOCAL.search(found[0]):
-                return list(TOKENS)[int(str(found.lastgroup)[1:])]
-        for shape, signs in ((ASSIGNED, ("'", '"')), (SETTING, SETTING_MARKS)):
-            for found in shape.finditer(text) if any(sign in text for sign in signs) else ():
-                value = found[1]
-                mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
-                if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:
-                    return "random value of a secret's name"
+        if reason := find(text):
+            return reason
+    for key, value in record.meta.items():
+        for text in _texts(value):
+            if reason := find(text):
+                return f"{reason} in meta.{key}" if KEY.fullmatch(key) else f"{reason} in meta"
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value, keys included."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, part in value.items():
+                yield str(key)
+                yield from _texts(part)
+        case list():
+            for part in value:
+                yield from _texts(part)
+
+
+def _secret(text: str, options: SecretsOptions) -> str | None:
+    for found in TOKEN.finditer(text) if any(mark in text for mark in MARKS) else ():
+        credentials = CREDENTIALS.search(found[0])
+        if not SAMPLE.search(credentials[0] if credentials else found[0]) and not LOCAL.search(found[0]):
+            return list(TOKENS)[int(str(found.lastgroup)[1:])]
+    for shape, signs in ((ASSIGNED, ("'", '"')), (SETTING, SETTING_MARKS)):
+        for found in shape.finditer(text) if any(sign in text for sign in signs) else ():
+            value = found[1]
+            mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
+            if mixed and not SAMPLE.search(value) and entropy(value) >= options.min_entropy:
+                return "random value of a secret's name"
     return None
 
 
@@ -98,7 +134,7 @@ def entropy(text: str) -> float:
     return -sum(count / total * math.log2(count / total) for count in Counter(text).values())
 
 
-EMAIL = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24})\b(?!:\S)")
+EMAIL = re.compile(r"(?<![\w.+/-])[A-Za-z0-9][\w.+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.){1,20}[A-Za-z]{2,24})\b(?!:\S)")
 MADE_UP = re.compile(
     r"(?:^|\.)(?:example|test|invalid|localhost|local|internal|domain|email|mail|company|site|mysite|yourdomain|"
     r"mydomain|sample|users\.noreply\.github)\.[a-z.]+$|(?:^|\.)(?:example|test|invalid|localhost)$",
@@ -125,11 +161,7 @@ class PersonalOptions(Section):
 @step("personal", PersonalOptions, private=True)
 def personal(record: Example, options: PersonalOptions) -> str | None:
     """Data of persons; reserved names, private networks and the usual made-up numbers do not count."""
-    for text in (record.instruction, record.response):
-        for kind in options.kinds:
-            if FINDERS[kind](text):
-                return REASONS[kind]
-    return None
+    return _first(record, lambda text: next((REASONS[kind] for kind in options.kinds if FINDERS[kind](text)), None))
 
 
 def _email(text: str) -> bool:

@@ -5,23 +5,30 @@ Nothing here fails for what stands in a file: a line that can't be read, a file 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from xft.curate.config import CurateSource
 from xft.data.example import Example
-from xft.data.sources import SHOWN, BadRecordError, Rejected, read_records, resolve_files, to_example
+from xft.data.sources import (
+    SHOWN,
+    BadRecordError,
+    Rejected,
+    open_lines,
+    read_records,
+    records_of,
+    resolve_files,
+    to_example,
+)
 from xft.errors import DataError
 
-MAX_LINE = 16 << 20
-"""Bytes of a line; a longer one is rejected without being held in memory."""
 SHARD_BYTES = 1 << 20
 MAX_SHARDS = 4096
 """About so many shards at most; those of larger inputs are larger."""
@@ -137,46 +144,11 @@ def _records(shard: Shard) -> Iterator[tuple[str, Any]]:
     if not shard.path.endswith((".jsonl", ".jsonl.gz")):
         yield from read_records(Path(shard.path))
         return
-    with _open(shard.path) as handle:
+    with open_lines(Path(shard.path)) as handle:
         if shard.start:
             handle.seek(shard.start)
         left = None if shard.end is None else shard.end - shard.start
-        for number, line in enumerate(bounded_lines(handle, left), start=shard.line):
-            where = f"{shard.path}:{number}"
-            if line is None:
-                yield where, BadRecordError(f"line over {MAX_LINE >> 20} MB")
-            elif line.strip():
-                yield where, _parsed(line)
-
-
-def _open(path: str) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        return BadRecordError(f"not UTF-8 ({error.reason})", ascii(line[:SHOWN]))
-    except ValueError as error:
-        return BadRecordError(f"not JSON ({error})", line[:SHOWN].decode("utf-8", "replace"))
-    except RecursionError:
-        return BadRecordError("nested too deeply", line[:SHOWN].decode("utf-8", "replace"))
-
-
-def bounded_lines(handle: IO[bytes], left: int | None) -> Iterator[bytes | None]:
-    """Yield the lines of the next `left` bytes, None for one of more than MAX_LINE bytes."""
-    while left is None or left > 0:
-        line = handle.readline(MAX_LINE + 1)
-        if not line:
-            return
-        read, whole = len(line), len(line) <= MAX_LINE or line.endswith(b"\n")
-        piece = line
-        while not whole and not piece.endswith(b"\n") and (piece := handle.readline(PIECE)):
-            read += len(piece)
-        yield line if whole else None
-        if left is not None:
-            left -= read
+        yield from records_of(handle, shard.path, first=shard.line, left=left)
 
 
 def read_record(record: Any, where: str, source: CurateSource, kind: str) -> Example:
@@ -224,7 +196,24 @@ def record_line(example: Example) -> bytes:
     else:
         fields = {"instruction": example.instruction, "response": example.response}
     fields |= {"source": example.source, "meta": example.meta}
-    return json.dumps(fields, ensure_ascii=False, default=str).encode() + b"\n"
+    try:
+        line = json.dumps(fields, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # NaN or infinity, which tables have for what is missing, and JSON has not
+        line = json.dumps(fields | {"meta": _finite(example.meta)}, ensure_ascii=False, default=str)
+    return line.encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for each number that is not finite."""
+    match value:
+        case dict():
+            return {key: _finite(part) for key, part in value.items()}
+        case list():
+            return [_finite(part) for part in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value
 
 
 def parse_line(line: bytes) -> Example:

@@ -37,6 +37,8 @@ from xft.stage import read_json, write_json
 
 KEPT = {"pairs": "train.jsonl", "text": "documents.jsonl"}
 REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statistics.json"
+LOOKED_THROUGH = 1 << 20
+"""Characters of a rejected record in which what must not be published is looked for."""
 BATCH = 1000
 """Records whose signatures are made together."""
 READ, EXACT, NEAR, CONTAMINATION, MIX = "read", "exact-duplicate", "near-duplicate", "contamination", "mix"
@@ -137,14 +139,23 @@ def _judge(item: Example | Rejected, steps: Sequence[BoundStep]) -> tuple[bytes,
         return b"", {"source": item.source, "step": READ, "reason": "no valid Unicode, or nested too deeply"}
     for step in steps:
         if reason := step(item):
-            hides = step.step.private or any(other.step.private and other(item) for other in steps)
+            hides = step.step.private or _may_hide(item, steps)
             return b"", rejected(item, step.name, reason, private=hides)
     return line, None
 
 
+def _may_hide(record: Example, steps: Sequence[BoundStep]) -> bool:
+    """Tell whether a rejected record is not to be shown; one that is too long to be looked through is not either."""
+    private = [step for step in steps if step.step.private]
+    return bool(private) and (
+        len(record.instruction) + len(record.response) > LOOKED_THROUGH or any(step(record) for step in private)
+    )
+
+
 def rejected(record: Example, step: str, reason: str, *, private: bool = False, **more: Any) -> dict[str, Any]:
     """Return what is written down of a rejected record: itself too, unless it holds what must not be spread."""
-    whole = {} if private else {"record": asdict(record)}
+    fields = {"instruction": record.instruction, "response": record.response, "source": record.source}
+    whole = {} if private else {"record": fields | {"meta": record.meta}}
     return {"source": record.source, "step": step, "reason": reason, **more, **whole}
 
 
@@ -281,10 +292,10 @@ def shard_counts(job: CurateJob, shard: Shard) -> dict[str, Any]:
     return dict(read_json(_known(job.work / "filter", shard), {}))
 
 
-def nothing_kept(statistics: dict[str, Any], out: Path) -> DataError:
+def nothing_kept(statistics: dict[str, Any]) -> DataError:
     """Return the error for an empty result."""
     reasons = Counter(
         {f"{step['step']}: {reason}": n for step in statistics["steps"] for reason, n in step["reasons"].items()}
     )
     most = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "the sources are empty"
-    return DataError(f"none of {statistics['read']} records is kept: {most}; {out / REJECTS} has each one's reason")
+    return DataError(f"none of {statistics['read']} records is kept: {most}")

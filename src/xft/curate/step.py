@@ -99,9 +99,13 @@ def try_steps(steps: Sequence[BoundStep]) -> None:
 
 # --- what steps look at -----------------------------------------------------------------------------------------------
 
-FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+#-]*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.M | re.S)
+# Possessive, here and elsewhere: else texts can be written that take time in their length squared
+FENCE = re.compile(
+    r"^[ \t]*+(?:```|~~~)[ \t]*+([\w+#-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+(?:```|~~~)[ \t]*+$|\Z)", re.M | re.S
+)
 PYTHON = re.compile(
-    r"^(?:async def \w+\(|def \w+\(|class \w+[^\n;{]*:[ \t]*$|from [\w.]+ import [^\n;]+$|import [\w., ]+$|@\w)", re.M
+    r"^(?:async def \w++\(|def \w++\(|class \w++[^\n;{]*:[ \t]*+$|from [\w.]+ import [^\n;]+$|import [\w., ]+$|@\w)",
+    re.M,
 )
 ALIASES = {
     "c#": "c-sharp", "c++": "cpp", "cc": "cpp", "cs": "c-sharp", "csharp": "c-sharp", "cxx": "cpp", "golang": "go",

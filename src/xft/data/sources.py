@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from xft.data.example import Example
 from xft.errors import DataError, MissingExtraError
@@ -27,6 +27,12 @@ RECORDS = {"curate": ("train.jsonl", "documents.jsonl"), "synth": ("pairs.jsonl"
 SHOWN = 200
 """Characters of a record that are kept of one that was rejected."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+MAX_LINE = 16 << 20
+"""Bytes of a line; a longer one is rejected without being held in memory."""
+PIECE = 1 << 20
+MAX_DEPTH = 100
+"""Levels of lists and mappings in a record; libraries go through them by calls in calls."""
+TOO_DEEP = "nested too deeply"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,38 +131,83 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except UnicodeDecodeError as error:
-            yield f"{path}:{number}", BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})", repr(line))
-        except (ValueError, RecursionError) as error:
-            yield f"{path}:{number}", BadRecordError(f"not JSON ({error})", line.decode("utf-8", "replace"))
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    if not path.name.endswith(".gz"):
-        with path.open("rb") as lines:
-            yield from lines
-        return
     try:
-        with gzip.open(path, "rb") as lines:
-            yield from lines
+        with open_lines(path) as handle:
+            yield from records_of(handle, str(path))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable gzip file ({error}); fetch it again") from None
+        kind = "gzip file" if path.name.endswith(".gz") else "file"
+        raise DataError(f"{path}: not a readable {kind} ({error}); fetch it again") from None
+
+
+def open_lines(path: Path) -> IO[bytes]:
+    """Open a file of lines, compressed or not."""
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
+
+
+def records_of(handle: IO[bytes], path: str, *, first: int = 1, left: int | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield the records of the next `left` bytes, or of all; `first` is the number of the first line."""
+    for number, line in enumerate(bounded_lines(handle, left), start=first):
+        if line is None:
+            yield f"{path}:{number}", BadRecordError(f"line over {MAX_LINE >> 20} MB")
+        elif line.strip():
+            yield f"{path}:{number}", _parsed(line)
+
+
+def bounded_lines(handle: IO[bytes], left: int | None = None) -> Iterator[bytes | None]:
+    """Yield the lines of the next `left` bytes, None for one of more than MAX_LINE bytes."""
+    while left is None or left > 0:
+        line = handle.readline(MAX_LINE + 1)
+        if not line:
+            return
+        read, whole = len(line), len(line) <= MAX_LINE or line.endswith(b"\n")
+        piece = line
+        while not whole and not piece.endswith(b"\n") and (piece := handle.readline(PIECE)):
+            read += len(piece)
+        yield line if whole else None
+        if left is not None:
+            left -= read
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return _shallow(json.loads(line))
+    except UnicodeDecodeError as error:
+        return BadRecordError(f"not UTF-8 ({error.reason} at byte {error.start})", ascii(line[:SHOWN]))
+    except ValueError as error:
+        return BadRecordError(f"not JSON ({error})", line[:SHOWN].decode("utf-8", "replace"))
+    except RecursionError:
+        return BadRecordError(TOO_DEEP, line[:SHOWN].decode("utf-8", "replace"))
+
+
+def _shallow(record: Any) -> Any:
+    """Return a record.
+
+    Raises:
+        RecursionError: it has more than MAX_DEPTH levels.
+    """
+    level = [record]
+    for _ in range(MAX_DEPTH):
+        parts = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [part for several in parts for part in several if isinstance(part, dict | list)]
+        if not level:
+            return record
+    raise RecursionError
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         tree = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: not a readable file ({error})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); if it has one record a line, name it .jsonl") from None
     if not isinstance(tree, list):
         raise DataError(f"{path}: not a JSON array of records")
     for number, record in enumerate(tree):
-        yield f"{path}[{number}]", record
+        try:
+            yield f"{path}[{number}]", _shallow(record)
+        except RecursionError:
+            yield f"{path}[{number}]", BadRecordError(TOO_DEEP)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from xft.eval.extract import parse
 from xft.eval.generate import Answer
 
-FENCED = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.M | re.S)
+FENCED = re.compile(
+    r"^[ \t]*+(?:```|~~~)[ \t]*+([\w+#.-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+(?:```|~~~)[ \t]*+$|\Z)", re.M | re.S
+)
 SHORT = {
     "python": ("py", "python3"), "javascript": ("js",), "typescript": ("ts",), "cpp": ("c++",), "shell": ("bash", "sh"),
 }  # fmt: skip
@@ -64,7 +66,7 @@ def sections(text: str, names: Iterable[str]) -> dict[str, str]:
     is a comment.
     """
     pattern = "|".join(map(re.escape, names))
-    heading = re.compile(rf"^[ \t]*(?:#+[ \t]*|\*\*|\[)+({pattern})\b[ \t]*(?:\*\*|\]|:)*[ \t]*$", re.I | re.M)
+    heading = re.compile(rf"^[ \t]*+(?:#|\*\*|\[)[#*\[ \t]*+({pattern})\b[*\]: \t]*+$", re.I | re.M)
     fenced = [match.span() for match in FENCED.finditer(text)]
     found = [at for at in heading.finditer(text) if not any(begin <= at.start() < end for begin, end in fenced)]
     ends = [*(match.start() for match in found[1:]), len(text)]

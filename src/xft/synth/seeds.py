@@ -122,7 +122,9 @@ def _folder(source: SeedSource, root: Path) -> Iterator[Document | Skipped]:
 def _tracked(root: Path) -> list[Path]:
     """Return the files that git knows."""
     try:
-        listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, check=True).stdout
+        # The folder may be anybody's, and its configuration may name a program to be run for this
+        command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "ls-files", "-z"]
+        listed = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()
         raise DataError(f"{root}: git can't list its files ({said.decode(errors='replace').strip()})") from None

@@ -6,16 +6,27 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from xft.errors import RunError
+
 
 class Store:
-    """A folder of values by key, a file each, so that a kill leaves whole values and processes can share it."""
+    """A folder of values by key, a file each, so that a kill leaves whole values and processes can share it.
+
+    Raises:
+        RunError: it can't be written; found before anything is paid for, or when the disk is full.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
 
     @staticmethod
     def key(**parts: Any) -> str:
@@ -31,10 +42,21 @@ class Store:
     def put(self, key: str, value: Any) -> None:
         """Keep a value; one that is there already is replaced in one step."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        fresh.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+            fresh.replace(path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: the store of answers can't be written ({error.strerror}); make room, or give another "
+                "folder with --store"
+            ) from None
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key[2:]}.json"

@@ -281,7 +281,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         yield {
             "parent": os.getpid(), "secret": str(secret), "listener": path, "port": tcp.getsockname()[1],
             "ours": __file__, "home": home, "key": KEY, "shared": shared,
-            "core": resource.getrlimit(resource.RLIMIT_CORE), "nice": os.getpriority(os.PRIO_PROCESS, 0), "cpus": os.sched_getaffinity(0),
+            "core": resource.getrlimit(resource.RLIMIT_CORE), "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "cpus": os.sched_getaffinity(0),
         }  # fmt: skip
     assert secret.read_text() == SECRET
     assert secret.stat().st_mode & 0o777 == 0o600

@@ -7,6 +7,7 @@ instruction, since its questions ask about it.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,27 @@ Pairs = list[tuple[str, str]]
 
 
 def plan(documents: Sequence[Document], config: SynthConfig, seed: int) -> Iterator[Task]:
-    """Put `rounds` texts together, each document's once; of a long document one passage is shown."""
+    """Put `rounds` texts together, each document's once; of a long document one passage is shown.
+
+    With a mix it ends where a language has no document left.
+    """
     choice = random.Random(f"instruct-pretrain/{seed}")
-    turns = in_turn(documents, config.mix, choice)
-    for number in range(len(documents) // config.rounds or 1):
-        seeds = [next(turns) for _ in range(min(config.rounds, len(documents)))]
+    texts = _once(in_turn(documents, config.mix, choice))
+    for number in itertools.count():
+        seeds = list(itertools.islice(texts, config.rounds))
+        if not seeds or (number and len(seeds) < config.rounds):
+            return
         yield Task(seeds=tuple(_passage(each, config.chars, choice) for each in seeds), seed=number)
+
+
+def _once(documents: Iterator[Document]) -> Iterator[Document]:
+    """Yield documents up to the first that comes again."""
+    seen: set[str] = set()
+    for document in documents:
+        if document.sha256 in seen:
+            return
+        seen.add(document.sha256)
+        yield document
 
 
 def _passage(document: Document, chars: int, choice: random.Random) -> Document:

@@ -95,12 +95,17 @@ def in_turn(documents: Sequence[Document], mix: Mapping[str, float], choice: ran
     for language in mix:
         own = [document for document in documents if document.language == language]
         if not own:
-            had = ", ".join(sorted({document.language for document in documents}))
-            raise DataError(f"mix: no seed document in {language}; there are: {had}")
+            raise no_such_language(language, documents)
         turns[language] = in_turn(own, {}, random.Random(choice.random()))
     while True:
         (language,) = choice.choices(list(mix), weights=list(mix.values()))
         yield next(turns[language])
+
+
+def no_such_language(language: str, documents: Sequence[Document]) -> DataError:
+    """Return the error for a language of the mix that no document has."""
+    had = ", ".join(sorted({document.language for document in documents}))
+    return DataError(f"mix: no seed document in {language}; there are: {had}")
 
 
 def solved(instruction: str, answer: Answer, language: str, document: Document, **meta: object) -> Draft | Reject:

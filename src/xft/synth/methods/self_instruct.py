@@ -6,13 +6,14 @@ for a response shows 5 seeds that have one, and is greedy.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from xft.synth.config import SynthConfig
-from xft.synth.methods.method import METHODS, Frame, Method, solved
+from xft.synth.methods.method import METHODS, Frame, Method, no_such_language, solved
 from xft.synth.rules import fault_of
 from xft.synth.task import Document, Draft, Reject, Steps, Task, ask
 from xft.synth.templates import render
@@ -23,22 +24,29 @@ ITEM = re.compile(r"^[ \t]*(?:\*\*)?\d+[.):](?:\*\*)?[ \t]+", re.MULTILINE)
 
 
 def plan(documents: Sequence[Document], config: SynthConfig, seed: int) -> Iterator[Task]:
-    """Draw seeds for one request after the other, for ever."""
-    usable = [document for document in documents if not config.mix or document.language in config.mix]
-    pairs = [document for document in usable if document.response]
-    number = 0
-    while usable:
+    """Draw seeds for one request after the other, for ever; with a mix, those of a request have one language."""
+    pool = {language: [each for each in documents if each.language == language] for language in config.mix}
+    pool = pool or {"": list(documents)}
+    for language, own in pool.items():
+        if not own:
+            raise no_such_language(language, documents)
+    for number in itertools.count():
         choice = random.Random(f"self-instruct/{seed}/{number}")
+        (language,) = choice.choices(list(pool), weights=list(config.mix.values()) or None)
+        usable = pool[language]
+        pairs = [document for document in usable if document.response]
         tasks = choice.sample(usable, min(SHOWN_TASKS, len(usable)))
         examples = choice.sample(pairs, min(SHOWN_PAIRS, len(pairs)))
         seeds = (replace(each, text=each.text[: config.chars]) for each in [*tasks, *examples])
         yield Task(seeds=tuple(seeds), seed=number)
-        number += 1
 
 
 def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
     """Ask for a list of new tasks, then for a response to each."""
-    config, document = frame.config, task.document
+    config = frame.config
+    licenses = " AND ".join(sorted({seed.license for seed in task.seeds}))
+    document = replace(task.document, license=licenses)  # an answer may hold something of each
+    seeds = sorted({seed.source for seed in task.seeds})
     shown = [seed.text.strip() for seed in task.seeds[:SHOWN_TASKS]]
     prompt = render("brainstorm", domain=config.domain, examples=shown, count=config.tasks)
     listed = yield from ask(frame.invent(prompt, sample=task.seed))
@@ -52,7 +60,7 @@ def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
     prompts = [render("answer", instruction=text, domain=config.domain, examples=examples) for text in tasks]
     answers = yield [frame.work_out(each) for each in prompts]
     return [
-        solved(text, answer, document.language, document, domain=config.domain)
+        solved(text, answer, document.language, document, domain=config.domain, seeds=seeds)
         for text, answer in zip(tasks, answers, strict=True)
     ]
 
