@@ -118,7 +118,7 @@ def test_only_languages_of_the_mix_are_used(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_holds_to_the_mixs_shares_and_names_a_language_that_is_missing(name: str) -> None:
     documents = [
-        Document(text=f"def {language}_{at}(x):\n    return x\n", source=f"{language}{at}", language=language, response="r")
+        Document(text=f"def {language}_{at}(x): return x", source=f"{language}{at}", language=language, response="r")
         for language, count in (("python", 200), ("rust", 400)) for at in range(count)
     ]  # fmt: skip
     tasks = plan(name, documents=documents, mix={"python": 4.0, "rust": 1.0}, rounds=1, count=150)
