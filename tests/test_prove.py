@@ -18,7 +18,7 @@ from xft.families import FAMILIES
 from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.mixture import Mixture
-from xft.prove import hidden_states, prove
+from xft.prove import gap, hidden_states, prove
 from xft.recipe import UpcycleConfig
 from xft.upcycle import upcycle
 
@@ -82,6 +82,48 @@ def test_the_streamed_forward_pass_is_the_models_own(
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder).base_model(ids).last_hidden_state
     torch.testing.assert_close(hidden_states(Checkpoint(folder), ids, torch.float32), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["linear", "tied"])
+def test_the_streamed_forward_pass_heeds_the_routers_buffers(gate: str, tiny_dense: Path, tmp_path: Path) -> None:
+    config = UpcycleConfig.model_validate({"experts": 5, "active": 3, "router": "deepseek-sigmoid", "gate": gate})
+    upcycle(tiny_dense, tmp_path, config, seed=0)
+    tensors = load_file(tmp_path / "model.safetensors")
+    biases = [name for name in tensors if name.endswith(".router.bias_R")]
+    assert len(biases) == (1 if gate == "tied" else 2)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            tensors[name] = tensor + 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+
+    def streamed_and_own(bias: float) -> list[Tensor]:
+        for name in biases:
+            tensors[name] = bias * torch.tensor([1.0, -1.0, -1.0, 1.0])
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        ids = torch.arange(3, 43).reshape(2, 20)
+        with torch.no_grad():
+            own = AutoModelForCausalLM.from_pretrained(tmp_path).base_model(ids).last_hidden_state
+        return [hidden_states(Checkpoint(tmp_path), ids, torch.float32), own]
+
+    (_, without), (found, expected) = streamed_and_own(0.0), streamed_and_own(2.0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert float((expected - without).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_the_gap_is_that_of_the_models_own_logits(
+    model_type: str, dense_of: Callable[..., Path], moe_of: Callable[..., Path]
+) -> None:
+    mixture, dense = moe_of(model_type), dense_of(model_type)
+    found = gap(mixture, dense, seed=3)
+    ids = torch.randint(
+        int(Checkpoint(dense).config["vocab_size"]), (4, 48), generator=torch.Generator().manual_seed(3)
+    )
+    with torch.no_grad():
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits for folder in (mixture, dense))
+    one, other = ours.log_softmax(-1), theirs.log_softmax(-1)
+    assert found.probe_tokens == ids.numel()
+    assert found.max_difference == pytest.approx(float((ours - theirs).abs().max()), rel=1e-3)
+    assert found.divergence == pytest.approx(float((one.exp() * (one - other)).sum(-1).mean()), rel=1e-3)
 
 
 @pytest.mark.sampled

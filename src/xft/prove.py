@@ -23,6 +23,7 @@ from xft.moe.balance import record_routers
 from xft.moe.layer import RouterOutput
 from xft.moe.mixture import Mixture, is_mixture
 from xft.progress import track
+from xft.tune.loss import scaled
 
 TOLERANCE = 5.0
 """Times the dense model's own fp32-against-fp64 difference."""
@@ -178,10 +179,9 @@ def hidden_states(
         trunk: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).base_model.eval()
     prefix = f"{checkpoint.family.trunk}."
     embedding = trunk.get_input_embeddings()
-    for name, parameter in list(trunk.named_parameters()):
-        if not name.startswith("layers.") and parameter is not embedding.weight:
+    for name, tensor in trunk.state_dict(keep_vars=True).items():
+        if not name.startswith("layers.") and tensor is not embedding.weight:
             _assign(trunk, name, checkpoint.read(prefix + name).to(dtype))
-            del parameter
     for number, layer in enumerate(trunk.layers):
         _stream(layer, checkpoint, f"{prefix}layers.{number}.", dtype, tamper if number == at else None, advance)
     scale = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside its embedding
@@ -201,8 +201,8 @@ def _stream(
     tamper: Tamper | None,
     advance: Callable[[int], None] | None,
 ) -> None:
-    """Load a layer's weights just before its forward pass and drop them just after."""
-    names = [name for name, _ in layer.named_parameters()]
+    """Load a layer's weights and persistent buffers just before its forward pass and drop them just after."""
+    names = list(layer.state_dict())
 
     def load(module: nn.Module, _args: Any) -> None:
         tensors = {name: checkpoint.read(prefix + name) for name in names}
@@ -224,16 +224,15 @@ def _stream(
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
     *path, last = name.split(".")
     owner = module.get_submodule(".".join(path))
-    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+    held = nn.Parameter(tensor, requires_grad=False) if last in owner._parameters else tensor
+    setattr(owner, last, held)
 
 
 @torch.inference_mode()
 def difference(one: Checkpoint, one_BSD: Tensor, other: Checkpoint, other_BSD: Tensor) -> float:
     """Return the largest absolute difference of two models' logits, a part of the vocabulary at a time."""
     largest = 0.0
-    for left_VD, right_VD in zip(_head_chunks(one), _head_chunks(other), strict=True):
-        left = one_BSD @ left_VD.to(one_BSD.dtype).T
-        right = other_BSD @ right_VD.to(other_BSD.dtype).T
+    for left, right in zip(_logits(one, one_BSD), _logits(other, other_BSD), strict=True):
         gap = float((left.double() - right.double()).abs().max())
         largest = max(largest, gap) if gap == gap else float("nan")
         if largest != largest:
@@ -243,25 +242,22 @@ def difference(one: Checkpoint, one_BSD: Tensor, other: Checkpoint, other_BSD: T
 
 @torch.inference_mode()
 def divergence(one: Checkpoint, one_BSD: Tensor, other: Checkpoint, other_BSD: Tensor) -> float:
-    """Return the mean KL divergence of the other model's predictions from the one's, by parts of the vocabulary.
-
-    A family's own scaling of the logits (Granite, Gemma 2) is left out.
-    """
+    """Return the mean KL divergence of the other model's predictions from the one's, by parts of the vocabulary."""
 
     def log_total(checkpoint: Checkpoint, hidden_BSD: Tensor) -> Tensor:
-        parts = [(hidden_BSD @ part_VD.to(hidden_BSD.dtype).T).logsumexp(-1) for part_VD in _head_chunks(checkpoint)]
-        return torch.stack(parts).logsumexp(0)
+        return torch.stack([part.logsumexp(-1) for part in _logits(checkpoint, hidden_BSD)]).logsumexp(0)
 
     one_total, other_total = log_total(one, one_BSD), log_total(other, other_BSD)
     kl_BS = torch.zeros_like(one_total)
-    for left_VD, right_VD in zip(_head_chunks(one), _head_chunks(other), strict=True):
-        left = one_BSD @ left_VD.to(one_BSD.dtype).T - one_total[..., None]
-        right = other_BSD @ right_VD.to(other_BSD.dtype).T - other_total[..., None]
+    for one_part, other_part in zip(_logits(one, one_BSD), _logits(other, other_BSD), strict=True):
+        left, right = one_part - one_total[..., None], other_part - other_total[..., None]
         kl_BS += (left.exp() * (left - right)).sum(-1)
     return float(kl_BS.mean())
 
 
-def _head_chunks(checkpoint: Checkpoint) -> Iterator[Tensor]:
-    family = checkpoint.family
+def _logits(checkpoint: Checkpoint, hidden_BSD: Tensor) -> Iterator[Tensor]:
+    """Give the logits as the family scales them, a part of the vocabulary at a time."""
+    family, config = checkpoint.family, AutoConfig.for_model(**checkpoint.config)
     head = checkpoint.read(family.head if family.head in checkpoint else family.embedding)
-    yield from head.split(VOCABULARY_CHUNK)
+    for part_VD in head.split(VOCABULARY_CHUNK):
+        yield scaled(hidden_BSD @ part_VD.to(hidden_BSD.dtype).T, config)

@@ -37,15 +37,15 @@ def response_hidden(model: Any, inputs: dict[str, Tensor], labels_BS: Tensor) ->
 def logits_of(model: Any) -> Head:
     """Return what turns a model's hidden states into its logits: the output matrix, and what the family does then."""
     matrix, config = model.get_output_embeddings(), model.config
-    scalings = [(scale, getattr(config, key)) for key, scale in SCALINGS.items() if getattr(config, key, None)]
+    return lambda hidden: scaled(matrix(hidden), config)
 
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = matrix(hidden)
-        for scale, value in scalings:
+
+def scaled(logits: Tensor, config: Any) -> Tensor:
+    """Do to the output matrix's logits, all of them or some, what the family does."""
+    for key, scale in SCALINGS.items():
+        if value := getattr(config, key, None):
             logits = scale(logits, value)
-        return logits
-
-    return head
+    return logits
 
 
 def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
