@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 from torch.optim import AdamW
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xft.data.example import Example
 from xft.data.prepare import read_pairs
+from xft.errors import DivergedError
 from xft.families import FAMILIES
 from xft.merge.fit import FitJob, LayerByLayer, Merging, fit
 from xft.moe.mixture import Mixture
@@ -147,6 +149,35 @@ def test_going_layer_by_layer_moves_the_coefficients_as_one_step_of_adamw_and_re
             assert weight.grad is None
     assert [layer for layer, _ in groupby(read)] == [0, 1] * 3
     assert ours.movement() > 0.01
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_coefficients_of_its_layer_move(tiny_moe: Path) -> None:
+    merging = moved(Merging(Mixture(tiny_moe), MergeConfig(shared_weight=LAMBDA))).eval()
+    optimizer = LayerByLayer(merging, lr=0.1)
+    for step in (1, 2):
+        before = merging.logits_LPR.detach().clone()
+        merging(**micro_batches()[0]).loss.backward()
+        if step == 1:
+            optimizer.step()
+            continue
+        (_, weight), *_ = merging.ffn_weights(only=1)
+        assert weight.grad is not None
+        weight.grad[2, 3] = torch.inf
+        with pytest.raises(DivergedError, match=r"step 2: layer 1's coefficients have no finite .*; lower merge\.lr"):
+            optimizer.step()
+        assert torch.equal(merging.logits_LPR[1], before[1])
+        assert not torch.equal(merging.logits_LPR[0], before[0])
+
+
+def test_a_loss_of_the_merge_that_is_not_finite_names_the_merges_rate(
+    tiny_moe: Path, pairs: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(tiny_moe, tmp_path / "moe")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.inf
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DivergedError, match=r"step 1: the loss is nan; lower merge\.lr"):
+        fit(job(broken, pairs, tmp_path / "out"), Meter())
 
 
 def test_a_mixture_without_a_shared_expert_is_merged_from_its_routed_ones(tiny_dense: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -52,6 +53,18 @@ def trainer_of(
         model=model, args=arguments, train_dataset=OrderedRows(data, list(range(len(data)))),
         data_collator=Collator(pad), config=config,
     )  # fmt: skip
+
+
+def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    config = TuneConfig(batch=6, micro_batch=3)
+    arguments = training_arguments(config, tmp_path, lr=config.lr, steps=1, processes=1, bf16=False, seed=0)
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the device
+    assert arguments.device.type == "cuda"
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
 
 
 def trainers_gradients(folder: Path, out: Path, **options: Any) -> tuple[dict[str, Tensor], ResponseTrainer]:

@@ -11,6 +11,7 @@ Shapes: L layers, P projections with coefficients of their own (1: they share th
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from xft.cost import count
 from xft.data.prepare import read_pairs
 from xft.device import compute_dtype, describe_device
+from xft.errors import DivergedError
 from xft.families import Family, Part
 from xft.memory import keep_heap_warm
 from xft.merge.combine import linear
@@ -32,7 +34,7 @@ from xft.moe.mixture import Mixture
 from xft.prompts import tokenizer_of
 from xft.recipe import MergeConfig, TuneConfig
 from xft.stage import Meter, write_json
-from xft.tune.callbacks import DivergenceGuard, MetricsFile, ResumePoints, ShowProgress, last_resume_point
+from xft.tune.callbacks import MetricsFile, ResumePoints, ShowProgress, last_resume_point
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
 from xft.tune.trainer import ResponseTrainer, training_arguments
 from xft.tune.tune import RESUME, quiet
@@ -171,7 +173,11 @@ class LayerByLayer(torch.optim.AdamW):
         super().__init__([row for rows in self.rows.values() for row in rows], lr=lr, weight_decay=0.0)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Contract, move and mix each layer; the merged matrices' gradients are gone then."""
+        """Contract, move and mix each layer; the merged matrices' gradients are gone then.
+
+        Raises:
+            DivergedError: a gradient that is not finite; its layer is not moved.
+        """
         squares = 0.0
         for layer, rows in self.rows.items():
             self.merging.contract(layer)
@@ -179,6 +185,11 @@ class LayerByLayer(torch.optim.AdamW):
                 assert parameter.grad is not None
                 row.grad = parameter.grad[self.merging.row(layer)]
                 squares += float(row.grad.square().sum())
+            if not math.isfinite(squares):
+                step = 1 + int(self.state[rows[0]].get("step", 0))
+                raise DivergedError(
+                    f"step {step}: layer {layer}'s coefficients have no finite gradient; lower merge.lr"
+                )
             super().step()
             for row in rows:
                 row.grad = None
@@ -237,6 +248,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
         model=merging,
         config=config,
         teacher=teacher,
+        section="merge",
         args=arguments,
         train_dataset=OrderedRows(rows, order),
         data_collator=Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
@@ -249,7 +261,7 @@ def fit(job: FitJob, meter: Meter) -> Coefficients:
 
     metrics = MetricsFile(job.out, measure)
     points = ResumePoints(job.tune.checkpoint_minutes)
-    for callback in (Remix(merging), DivergenceGuard(), metrics, ShowProgress(job.label), points):
+    for callback in (Remix(merging), metrics, ShowProgress(job.label), points):
         trainer.add_callback(callback)
     with points.heeding_signals():
         trainer.train(resume_from_checkpoint=last_resume_point(job.out / RESUME))

@@ -33,10 +33,15 @@ class ResponseTrainer(Trainer):
     # compute_loss divides by the tokens of the whole accumulated batch itself
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, config: TuneConfig, teacher: Any = None, **kwargs: Any) -> None:
-        """Take Trainer's arguments, the losses' settings, and a model whose predictions are learned instead."""
+    def __init__(
+        self, *args: Any, config: TuneConfig, teacher: Any = None, section: str = "tune", **kwargs: Any
+    ) -> None:
+        """Take Trainer's arguments, the losses' settings, and a model whose predictions are learned instead.
+
+        `section` is the recipe's that has the learning rate.
+        """
         super().__init__(*args, **kwargs)
-        self.config, self.teacher = config, teacher
+        self.config, self.teacher, self.section = config, teacher, section
         self.model_accepts_loss_kwargs = True  # asks Trainer for num_items_in_batch
         self.remove_callback(PrinterCallback)
         assert self.model is not None
@@ -85,7 +90,9 @@ class ResponseTrainer(Trainer):
         # DDP averages gradients over processes, while the token count is of all of them
         loss = summed / total * self.accelerator.num_processes
         if not torch.isfinite(loss):
-            raise DivergedError(f"step {self.state.global_step + 1}: the loss is {float(loss.detach())}; lower tune.lr")
+            raise DivergedError(
+                f"step {self.state.global_step + 1}: the loss is {float(loss.detach())}; lower {self.section}.lr"
+            )
         self.step_tokens = total
         self.step_positions += int(mask.sum())
         if routed:
@@ -143,7 +150,7 @@ def training_arguments(
     Raises:
         RecipeError: the batch can't be cut into equal micro-batches over the processes.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out / "resume"),
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=accumulation(config, processes),
@@ -171,6 +178,9 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         **(_checkpointing() if config.gradient_checkpointing else {}),
     )
+    # A process that sees several GPUs would share its batches out to all of them (DataParallel); no argument forbids it
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _checkpointing() -> dict[str, Any]:
