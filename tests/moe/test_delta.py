@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from xft.families import FAMILIES
+from xft.merge.combine import inner, linear
 from xft.merge.fit import Merging
 from xft.merge.methods import Coefficients, equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.delta import DeltaExperts
 from xft.moe.layer import Experts
+from xft.moe.layouts.delta import LowRank
 from xft.moe.mixture import Mixture
 from xft.moe.routers import ROUTERS, Routing
 from xft.prove import prove
@@ -196,6 +198,39 @@ def test_the_merged_model_is_the_ffn_plus_the_weighted_differences(
                 a, b = (mixture.read(f"{family.ffn(layer)}.experts.{part.stack}_{end}")[expert] for end in "ab")
                 expected = expected + 0.4 * shares_LPR[layer, 0, expert] * (b @ a)
             torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [True, False])
+def test_sums_and_inner_products_without_the_versions_are_those_of_the_versions(
+    shared: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(8)
+    whole_OI, narrow_RrI, wide_ROr = torch.randn(11, 7), torch.randn(4, RANK, 7), torch.randn(4, 11, RANK)
+    versions = LowRank(whole_OI.to(dtype), narrow_RrI.to(dtype), wide_ROr.to(dtype), shared=shared)
+    put_together = list(versions)
+    assert len(versions) == len(put_together) == 4 + shared
+    torch.testing.assert_close(versions[1:], put_together[1:])
+    a, b = narrow_RrI.to(dtype)[-1].float(), wide_ROr.to(dtype)[-1].float()
+    torch.testing.assert_close(versions[-1], whole_OI.to(dtype).float() + b @ a)
+    weights_E, matrix_OI = torch.randn(4 + shared).softmax(0), torch.randn(11, 7)
+    out_OI = torch.full((11, 7), float("nan"))
+    assert linear(versions, weights_E, out_OI) is out_OI
+    torch.testing.assert_close(out_OI, linear(put_together, weights_E), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inner(versions, matrix_OI), inner(put_together, matrix_OI), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["delta", "adapter"])
+def test_a_plain_merge_learned_or_not_puts_no_version_together(
+    layout: str, tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = Mixture(mixture_of(tiny_dense, tmp_path / "moe", layout=layout))
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(LowRank, "__getitem__", lambda *_: pytest.fail("a version was put together"))
+    merging = Merging(mixture, MergeConfig()).eval()
+    merging(input_ids=IDS, labels=IDS).loss.backward()
+    merging.contract()
+    write_merged(mixture, merging.coefficients(), tmp_path / "out")
 
 
 def test_learned_coefficients_have_the_gradient_of_finite_differences(

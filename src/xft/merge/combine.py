@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xft.moe.layouts.delta import LowRank
+
 BLOCK = 1 << 18
 """Entries that are mixed at a time; of the powers of 2 from 16 to 21 the fastest on a core of an AMD EPYC."""
 
@@ -33,9 +35,12 @@ def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = 
 
     Some rows at a time, each expert's after the other: the sum stays in the cache, and nothing is allocated anew.
     """
-    first, *others = experts_E
+    mixed = torch.empty(experts_E[0].shape, dtype=torch.float32, device=weights_E.device) if out is None else out
+    if isinstance(experts_E, LowRank):
+        experts_E.sum_into(mixed, weights_E)
+        return mixed
     weight, *weights = weights_E.tolist()
-    mixed = torch.empty(first.shape, dtype=torch.float32, device=weights_E.device) if out is None else out
+    others = experts_E[1:]
     same = all(expert.dtype == mixed.dtype and expert.device == mixed.device for expert in others)
     blocks = row_blocks(mixed)
     held = torch.empty_like(blocks[0][:0] if same else blocks[0])
@@ -44,6 +49,14 @@ def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = 
         for other, share in zip(rest, weights, strict=True):
             part.add_(other if same else held[: len(part)].copy_(other), alpha=share)
     return mixed
+
+
+def inner(experts_E: Sequence[Tensor], matrix: Tensor) -> Tensor:
+    """Return the inner product of a matrix with each expert's, (E,), in the matrix's dtype and on its device."""
+    if isinstance(experts_E, LowRank):
+        return experts_E.inner(matrix)
+    flat = matrix.reshape(-1)
+    return torch.stack([torch.dot(flat, expert.reshape(-1).to(flat)) for expert in experts_E])
 
 
 def row_blocks(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ from xft.device import compute_dtype, describe_device
 from xft.errors import DivergedError
 from xft.families import Family, Part
 from xft.memory import keep_heap_warm
-from xft.merge.combine import linear
+from xft.merge.combine import inner, linear
 from xft.merge.methods import Coefficients, shared_out
 from xft.merge.write import dense_skeleton
 from xft.moe.mixture import Mixture
@@ -127,12 +127,11 @@ class Merging(nn.Module):
                 continue
             at = self.row(layer), part.place if places > 1 else 0
             for piece in self.mixture.pieces(layer, part):
-                gradient = piece.view(weight.grad).reshape(-1)
-                inner = [float(torch.dot(gradient, expert.reshape(-1).to(gradient))) for expert in piece.experts]
+                inner_E = inner(piece.experts, piece.view(weight.grad)).cpu()
                 routed = inner_LPR[at][piece.routed]  # a view
-                shared = len(inner) - len(routed)
-                routed += piece.factor * torch.tensor(inner[shared:])
-                inner_LP[at] += sum(inner[:shared])
+                shared = len(inner_E) - len(routed)
+                routed += piece.factor * inner_E[shared:]
+                inner_LP[at] += inner_E[:shared].sum()
             weight.grad = None
         mean_LPR = torch.empty_like(shares_LPR)
         for number in range(self.parts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,49 @@ from xft.moe.adapters import AdapterExperts
 from xft.moe.delta import DeltaExperts
 from xft.moe.layer import RoutedExperts
 from xft.moe.layouts.layout import LAYOUTS, Layout, Piece, beside
+
+
+class LowRank(Sequence[Tensor]):
+    """The versions `W + B_i A_i` of a matrix, first W itself if it is a version too; put together one by one, in fp32.
+
+    Their sum and inner products, which are all that plain merges need, put none together.
+
+    Shapes: O rows and I columns of W, R versions with a difference, E all versions, r rank.
+    """
+
+    def __init__(self, whole_OI: Tensor, narrow_RrI: Tensor, wide_ROr: Tensor, *, shared: bool) -> None:
+        self.whole_OI, self.narrow_RrI, self.wide_ROr, self.shared = whole_OI, narrow_RrI, wide_ROr, shared
+
+    def __len__(self) -> int:
+        return self.shared + len(self.narrow_RrI)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one version, or a list of some."""
+        number = range(len(self))[index]
+        if isinstance(number, range):
+            return [self[each] for each in number]
+        if number < self.shared:
+            return self.whole_OI
+        expert = number - self.shared
+        return self.whole_OI.float() + self.wide_ROr[expert].float() @ self.narrow_RrI[expert].float()
+
+    def sum_into(self, out_OI: Tensor, weights_E: Tensor) -> None:
+        """Write `Σ w_i (W + B_i A_i) = (Σ w_i) W + Σ w_i B_i A_i`, in `out_OI`'s dtype and on its device."""
+        wide_ROr = self.wide_ROr.to(out_OI) * weights_E[self.shared :].to(out_OI)[:, None, None]
+        out_OI.copy_(self.whole_OI).mul_(float(weights_E.sum()))
+        out_OI.addmm_(_side_by_side(wide_ROr), self.narrow_RrI.to(out_OI).flatten(0, 1))
+
+    def inner(self, matrix_OI: Tensor) -> Tensor:
+        """Return the inner product of a matrix with each version, (E,): `<M, W> + <M A_i^T, B_i>`."""
+        whole = torch.dot(matrix_OI.reshape(-1), self.whole_OI.to(matrix_OI).reshape(-1))
+        narrow_RrI = self.narrow_RrI.to(matrix_OI)
+        low_ORr = torch.mm(matrix_OI, narrow_RrI.flatten(0, 1).t()) * _side_by_side(self.wide_ROr.to(matrix_OI))
+        own_R = low_ORr.sum(0).unflatten(0, narrow_RrI.shape[:2]).sum(1)
+        return whole + torch.cat([own_R.new_zeros(int(self.shared)), own_R])
+
+
+def _side_by_side(wide_ROr: Tensor) -> Tensor:
+    return wide_ROr.transpose(0, 1).flatten(1)
 
 
 @LAYOUTS.register("delta")
@@ -65,14 +109,12 @@ class Delta(Layout):
         )  # fmt: skip
 
     def pieces(self, ffn: Tensor | None, stacks: list[Tensor], part: Part) -> list[Piece]:
-        """Put the whole tensor's versions together, in fp32."""
+        """Return the whole tensor's versions, of a matrix as what they differ in."""
         assert ffn is not None
-        first = [ffn] if self.rule.shared else []
         if not stacks:
-            return [Piece(experts=[*first, *[ffn] * self.routed])]
+            return [Piece(experts=[ffn] * (self.rule.shared + self.routed))]
         narrow_RrI, wide_ROr = stacks
-        whole = [ffn.float() + b.float() @ a.float() for a, b in zip(narrow_RrI, wide_ROr, strict=True)]
-        return [Piece(experts=[*first, *whole])]
+        return [Piece(experts=LowRank(ffn, narrow_RrI, wide_ROr, shared=self.rule.shared))]
 
     def damage(self, tensors: dict[str, Tensor], expert: int) -> None:
         """Give an expert the difference of an exchange of the FFN's channels, as far as one rank can."""
