@@ -313,11 +313,20 @@ class MoELayer(nn.Module):
     router: Router
 
     def __init__(
-        self, shared_expert: nn.Module | None, router: Router, experts: RoutedExperts, *, tied: bool = False
+        self,
+        shared_expert: nn.Module | None,
+        router: Router,
+        experts: RoutedExperts,
+        *,
+        tied: bool = False,
+        dropout: float = 0.0,
     ) -> None:
-        """Make a layer; a `tied` router is a module of the trunk, which all layers call and none has registered."""
+        """Make a layer; a `tied` router is a module of the trunk, which all layers call and none has registered.
+
+        `dropout` is that of the FFN's output.
+        """
         super().__init__()
-        self.shared_expert = shared_expert
+        self.shared_expert, self.dropout = shared_expert, dropout
         if tied:
             object.__setattr__(self, "router", router)  # its weights have one name, in the model and its checkpoint
         else:
@@ -327,4 +336,5 @@ class MoELayer(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Mix the experts' outputs; the shape and dtype are the FFN's."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        return self.experts.mix(x_TD, self.router(x_TD).routing, self.shared_expert).reshape(x_BSD.shape)
+        y_TD = self.experts.mix(x_TD, self.router(x_TD).routing, self.shared_expert)
+        return F.dropout(y_TD, self.dropout, self.training).reshape(x_BSD.shape)

@@ -101,8 +101,12 @@ def moe_layer(ffn: nn.Module, hidden_size: int, layout: Layout, tied: Router | N
 
     `tied` is the router of all layers, where they have one.
     """
+    dropout = float(getattr(ffn, "residual_dropout", 0.0))  # StarCoder2's FFN drops some of its own output
+    if dropout:
+        ffn.residual_dropout = 0.0  # type: ignore[assignment]  # the layer drops the sum, once
     shared_expert, experts = layout.modules(ffn)
-    return MoELayer(shared_expert, tied or router_of(hidden_size, layout), experts, tied=tied is not None)
+    router = tied or router_of(hidden_size, layout)
+    return MoELayer(shared_expert, router, experts, tied=tied is not None, dropout=dropout)
 
 
 def router_of(hidden_size: int, layout: Layout) -> Router:

@@ -278,6 +278,23 @@ def test_the_first_layers_can_stay_dense(
         torch.testing.assert_close(written[f"{family.ffn(1)}.{part.tensor}"], weight.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_a_familys_dropout_of_the_ffns_output_is_that_of_the_layers_in_training(
+    layout: str, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = dense_of("starcoder2", residual_dropout=0.3)
+    router = max(promising(layout), key=lambda name: ROUTERS[name].shared)
+    mixture = mixture_of(base, tmp_path / "moe", layout, router, gate_noise=False)
+    found = []
+    for folder in (base, mixture.folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder).train()
+        torch.manual_seed(5)  # the same places are dropped then
+        with torch.no_grad():
+            found.append(model(IDS).logits)
+    assert float((found[0] - logits(base)).abs().max()) > 0.1
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", [name for name, layout in LAYOUTS.items() if layout.copies])
 def test_averaging_moves_copies_towards_each_other_and_keeps_what_they_merge_to(
     layout: str, tiny_dense: Path, perturbed: Callable[..., Path], tmp_path: Path
