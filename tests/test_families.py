@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
@@ -125,3 +127,19 @@ def test_an_entry_with_another_activation_is_answered_with_those_there_are(tiny_
     layout = layout_of(UpcycleConfig(), replace(FAMILIES["llama"], activation="act"))
     with pytest.raises(CheckpointError, match=r"LlamaMLP has no such module, but .*act_fn; .* has activation='act'"):
         moe_layer(layer.mlp, 32, layout)
+
+
+@pytest.mark.parametrize("by", ["config", "tensors"])
+def test_a_quantised_model_is_refused_with_the_remedy(by: str, tiny_dense: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_dense, tmp_path / "dense")
+    if by == "config":
+        config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"load_in_8bit": True}}
+        (folder / "config.json").write_text(json.dumps(config))
+        words = r"config\.json: has a quantization_config; dequantise the model first"
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        name = "model.layers.0.mlp.down_proj.weight"
+        save_file(tensors | {name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
+        words = rf"tensor '{name}' holds torch\.int8; dequantise the model first"
+    with pytest.raises(CheckpointError, match=words):
+        _ = Checkpoint(folder).family

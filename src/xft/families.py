@@ -165,9 +165,13 @@ def check_entry(family: Family, source: Checkpoint) -> None:
     """Hold a dense checkpoint against its family's entry: sizes, names and shapes, of the first layer's FFN only.
 
     Raises:
-        CheckpointError: it has not what the entry says; names the entry's field, since either may be wrong.
+        CheckpointError: it is quantised, or has not what the entry says; then it names the entry's field, since either
+            may be wrong.
     """
     folder, names = source.folder, source.names()
+    remedy = "dequantise the model first, or give one that isn't quantised"
+    if source.config.get("quantization_config"):
+        raise CheckpointError(f"{folder / 'config.json'}: has a quantization_config; {remedy}")
     for key in ("hidden_size", "intermediate_size"):
         if not isinstance(source.config.get(key), int):
             raise CheckpointError(f"{folder / 'config.json'}: no {key}, which src/xft/families.py expects of a family")
@@ -182,6 +186,8 @@ def check_entry(family: Family, source: Checkpoint) -> None:
         name = ffn + part.tensor
         if name not in source:
             raise family.wrong(field, f"{folder}: no tensor {name!r}, which a {family.model_type} model has ({has})")
+        if not source.dtype(name).is_floating_point:
+            raise CheckpointError(f"{folder}: tensor {name!r} holds {source.dtype(name)}; {remedy}")
         shape, expected = source.shape(name), family.shape(part, source.config)
         if shape != expected:
             field = "fused" if field == "inner" and shape[1:] == expected[1:] else field

@@ -121,6 +121,7 @@ def train(job: TuneJob) -> None:
     out, config = Path(job.out), TuneConfig(**job.config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = Checkpoint(job.model)
+    _ = source.family  # a clear error for a model that is quantised or of no known family
     if config.average_experts and is_mixture(source) and not Mixture(job.model).layout.copies:
         layout = source.config["xft"]["layout"]
         raise RecipeError(f"tune.average_experts averages copies; {job.model} has the layout {layout}, without any")
