@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +61,36 @@ def test_the_model_that_is_not_finite_is_named(tiny_dense: Path, tmp_path: Path)
         soup([tiny_dense, other], None, tmp_path)
 
 
-def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "gelu"), ("num_attention_heads", 2), ("model_type", "mistral"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 5}),
+    ],
+)  # fmt: skip
+def test_models_that_compute_something_else_with_weights_of_the_same_shapes_are_refused(
+    key: str, value: Any, tiny_dense: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_dense, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    assert config[key] != value
+    (other / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"other: its {key} is .*, that of .*dense .*; leave it out"):
+        soup([tiny_dense, other], None, tmp_path)
+
+
+def test_one_setting_written_in_two_ways_is_no_difference(tiny_dense: Path, tmp_path: Path) -> None:
+    other, out = shutil.copytree(tiny_dense, tmp_path / "other"), tmp_path / "soup"
+    config = json.loads((other / "config.json").read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]  # as older versions of transformers wrote it
+    (other / "config.json").write_text(json.dumps(config))
+    out.mkdir()
+    soup([tiny_dense, other], None, out)
+
+
+def test_what_is_no_soup_is_refused(
+    tiny_dense: Path, dense_of: Callable[..., Path], moe_of: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="at least two models"):
         soup([tiny_dense], None, tmp_path)
     with pytest.raises(RecipeError, match="2 models, but 3 weights"):
@@ -66,6 +98,9 @@ def test_what_is_no_soup_is_refused(tiny_dense: Path, dense_of: Callable[..., Pa
     with pytest.raises(RecipeError, match="the weights sum to 0"):
         soup([tiny_dense, tiny_dense], [1.0, -1.0], tmp_path)
     with pytest.raises(CheckpointError, match="only one of them has a tensor"):
-        soup([tiny_dense, dense_of("qwen3")], None, tmp_path)
+        soup([tiny_dense, dense_of("llama", attention_bias=False)], None, tmp_path)
+    moe = moe_of("llama")
+    with pytest.raises(CheckpointError, match="is a mixture; a soup is made of dense models"):
+        soup([moe, moe], None, tmp_path)
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight is .*, .* has"):
         soup([tiny_dense, dense_of("llama", intermediate_size=40)], None, tmp_path)

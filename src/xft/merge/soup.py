@@ -7,12 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor, tensor
+from transformers import AutoConfig
 
 from xft.cards import write_soup_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError, RecipeError
 from xft.merge.combine import linear
+from xft.moe.mixture import is_mixture
 from xft.progress import track
+
+ALIKE = (
+    "model_type", "hidden_act", "hidden_activation", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "rope_parameters",
+)  # fmt: skip
+"""Keys of a configuration on which it depends what weights of the same shapes compute."""
 
 
 def soup(
@@ -39,7 +47,18 @@ def soup(
     sources = [Checkpoint(folder) for folder in folders]
     first = sources[0]
     shapes = {name: first.shape(name) for name in first.names()}
-    for source in sources[1:]:
+    for source in sources:
+        if is_mixture(source):
+            raise CheckpointError(f"{source.folder}: is a mixture; a soup is made of dense models: merge it first")
+        _ = source.family  # a clear error for a model that is quantised or of no known family
+    # What transformers makes of config.json: its versions write the same settings in different ways
+    own, *others = (AutoConfig.for_model(**source.config) for source in sources)
+    for source, config in zip(sources[1:], others, strict=True):
+        for key in ALIKE:
+            if (had := getattr(config, key, None)) != (wanted := getattr(own, key, None)):
+                raise CheckpointError(
+                    f"{source.folder}: its {key} is {had}, that of {first.folder} {wanted}; leave it out"
+                )
         for name in sorted(shapes.keys() ^ set(source.names())):
             raise CheckpointError(f"{source.folder} and {first.folder}: only one of them has a tensor {name!r}")
         for name, shape in shapes.items():
@@ -49,7 +68,7 @@ def soup(
     def averaged(name: str) -> list[Tensor]:
         matrices = [source.read(name) for source in sources]
         named = [(f"{source.folder}/{name}", matrix) for source, matrix in zip(sources, matrices, strict=True)]
-        return [finite(linear(matrices, tensor(shares)), name, made_of=named).to(first.dtype(name))]
+        return [finite(linear(matrices, tensor(shares)), name, made_of=named)]
 
     plan = [
         Planned(name=name, shape=shape, dtype=first.dtype(name), make=partial(averaged, name))
