@@ -118,6 +118,18 @@ def test_values_are_cast_to_the_planned_dtype(tmp_path: Path) -> None:
     assert_same(load_file(tmp_path / SINGLE)["x"], values.to(torch.bfloat16))
 
 
+def test_values_that_the_planned_dtype_can_not_hold_are_an_error_that_names_tensor_and_dtype(tmp_path: Path) -> None:
+    def plan(value: float, dtype: torch.dtype) -> list[Planned]:
+        return [Planned(name="x", shape=(2,), dtype=dtype, make=lambda: [torch.tensor([1.0, value])])]
+
+    write_checkpoint(tmp_path, plan(65504.0, torch.float16))
+    write_checkpoint(tmp_path, plan(1e30, torch.bfloat16))
+    with pytest.raises(CheckpointError, match=r"tensor 'x': float16 can't hold its largest values; give a base in"):
+        write_checkpoint(tmp_path, plan(1e5, torch.float16))
+    with pytest.raises(CheckpointError, match="tensor 'x' holds NaN or infinity"):
+        write_checkpoint(tmp_path, plan(float("nan"), torch.float16))
+
+
 def test_too_few_values_are_an_error(tmp_path: Path) -> None:
     plan = [Planned(name="x", shape=(7,), dtype=torch.float32, make=lambda: [torch.zeros(6)])]
     with pytest.raises(CheckpointError, match="tensor 'x': 24 bytes were made, 28 planned"):

@@ -200,6 +200,7 @@ def write_checkpoint(
     """Write planned tensors as safetensors shards with an index; `progress` is told the bytes of each piece.
 
     Raises:
+        CheckpointError: a cast to the planned dtype overflows.
         RunError: the disk is too small; checked before anything is written.
     """
     require_disk(out, sum(planned.nbytes for planned in plan))
@@ -257,12 +258,25 @@ def _write_shard(sink: BinaryIO, shard: list[Planned], progress: Callable[[int],
     for planned in shard:
         written = 0
         for piece in planned.make():
-            raw = piece.to(planned.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+            raw = _cast(piece, planned).contiguous().reshape(-1).view(torch.uint8).numpy()
             sink.write(raw.data)
             written += raw.nbytes
             progress(raw.nbytes)
         if written != planned.nbytes:
             raise CheckpointError(f"tensor {planned.name!r}: {written} bytes were made, {planned.nbytes} planned")
+
+
+def _cast(piece: torch.Tensor, planned: Planned) -> torch.Tensor:
+    if piece.dtype == planned.dtype:
+        return piece
+    try:
+        return finite(piece.to(planned.dtype), planned.name)
+    except CheckpointError:
+        finite(piece, planned.name)
+        held = str(planned.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor {planned.name!r}: {held} can't hold its largest values; give a base in bfloat16 or float32"
+        ) from None
 
 
 def copy_companions(source: Path, out: Path) -> None:

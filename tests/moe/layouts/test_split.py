@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from xft.cost import count_checkpoint
 from xft.data.example import Example
-from xft.errors import RecipeError
+from xft.errors import CheckpointError, RecipeError
 from xft.families import FAMILIES
 from xft.merge.merge import COEFFICIENTS, MergeJob, merge
 from xft.merge.methods import MERGE_METHODS, equal_coefficients, shared_out
@@ -67,6 +68,19 @@ def test_the_first_channels_are_shared_and_expert_i_holds_part_i_mod_g_of_the_ot
             start = 16 + 8 * (expert % 4)
             expected = by_hand(model_type, tensor, name, start, start + 8)
             assert torch.equal(found, 4 * expected if name == f"{down}.weight" else expected)
+
+
+def test_a_factor_that_takes_weights_out_of_a_16_bit_dtype_is_an_error(
+    dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(dense_of("llama", "float16"), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][2, 3] = 30_000.0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    shape = {"experts": 8, "active": 4, "router": "topk-softmax"}
+    mixture_of(base, tmp_path / "two", parts=2, **shape)
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.experts.down_proj': float16 can't hold its largest"):
+        mixture_of(base, tmp_path / "four", parts=4, **shape)
 
 
 @pytest.mark.parametrize(("router", "beside"), [("softmax-topk", 0), ("deepseek", 2)])

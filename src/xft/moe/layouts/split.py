@@ -100,7 +100,8 @@ class Split(Layout):
         def expert(tensor: Tensor, number: int) -> Tensor:
             start = (self.shared + number % parts) * width
             own = self._cut(tensor, part, start, width) if cut else tensor
-            return (scale * self.own_version(own, part, width, (seed, number))).to(dtype)
+            own = self.own_version(own, part, width, (seed, number))
+            return own if scale == 1.0 else scale * own.float()  # 16 bits may not hold it; writing says so
 
         if self.beside(part):
             yield Planned(
