@@ -190,9 +190,13 @@ def test_a_mixture_can_be_made_of_a_soups_members(copied: Path, overrides: list[
 
 @pytest.mark.parametrize(("settings", "message"), [
     (["upcycle.router=slices", "upcycle.active=1", "tune.train=routers"], "the router slices has no gate"),
-    (["upcycle.router=topk-softmax", "merge.learn_shared_weight=true"], "no shared expert that is weighed"),
-    (["upcycle.router=deepseek", "upcycle.layout=split", "upcycle.parts=2", "merge.learn_shared_weight=true"],
-     "no shared expert that is weighed"),
+    (["upcycle.router=slices", "upcycle.gate=linear", "upcycle.gate_noise=false", "tune.balance=0", "tune.z_loss=0.1"],
+     "the router slices has no gate: leave out gate, gate_noise, balance, z_loss"),
+    (["upcycle.router=topk-softmax", "merge.learn_shared_weight=true"],
+     "merge: no shared expert is weighed .*; leave learn_shared_weight out"),
+    (["upcycle.router=topk-softmax", "merge.shared_weight=0.5"], "merge: .*; leave shared_weight out"),
+    (["upcycle.router=deepseek", "upcycle.layout=split", "upcycle.parts=2", "merge.shared_weight=0.5"],
+     "merge: no shared expert is weighed against the routed ones; leave shared_weight out"),
 ])  # fmt: skip
 def test_what_would_fail_or_do_nothing_hours_later_is_refused_at_once(
     settings: list[str], message: str, overrides: list[str]

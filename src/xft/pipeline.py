@@ -81,9 +81,9 @@ def look_up_names(recipe: Recipe) -> None:
         RecipeError: settings that don't fit one another.
     """
     from xft.eval.benchmarks import BENCHMARKS
-    from xft.merge.methods import MERGE_METHODS, refuse_unheeded
+    from xft.merge.methods import MERGE_METHODS, refuse_unheeded, refuse_unweighed
     from xft.moe.balance import BALANCE_LOSSES
-    from xft.moe.routers import ROUTERS, split_counts
+    from xft.moe.routers import ROUTERS, refuse_idle_gate, split_counts
     from xft.prompts import PROMPTS
     from xft.tune.trainer import accumulation
     from xft.upcycle import refuse_idle
@@ -101,11 +101,8 @@ def look_up_names(recipe: Recipe) -> None:
     rule = ROUTERS[upcycle.router]
     if recipe.tune.train == "routers" and not rule.gated:
         raise RecipeError(f"tune.train=routers leaves nothing to train: the router {upcycle.router} has no gate")
-    if recipe.merge.learn_shared_weight and (not rule.shared or upcycle.layout == "split"):
-        raise RecipeError(
-            "merge.learn_shared_weight: this mixture has no shared expert that is weighed against the routed ones; "
-            "leave it out"
-        )
+    refuse_idle_gate(upcycle.router, upcycle, recipe.tune)
+    refuse_unweighed(recipe.merge, "merge", weighs_shared=rule.shared and upcycle.layout != "split")
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
     accumulation(recipe.tune, max(1, torch.cuda.device_count()))

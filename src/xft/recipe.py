@@ -27,6 +27,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def changed(self, *keys: str) -> list[str]:
+        """Return those of the keys whose values are not their defaults."""
+        fields = type(self).model_fields
+        return [key for key in keys if getattr(self, key) != fields[key].default]
+
 
 class DataSource(Section):
     """One source of instruction pairs."""
@@ -79,7 +84,7 @@ class UpcycleConfig(Section):
     layout: Literal["copy", "delta", "adapter", "split"] = "copy"
     """Routed experts as full copies of the FFN, as low-rank differences from it, trained with it, or as parts of it."""
     rank: Annotated[int, Field(ge=1)] = 16
-    """Rank of the differences (layout delta)."""
+    """Rank of the differences (layout delta or adapter)."""
     parts: Annotated[int, Field(ge=1)] = 1
     """Parts that the channels outside the shared experts are cut in, one a routed expert (layout split, 2 at least)."""
     shared: Annotated[int, Field(ge=1)] = 1
@@ -123,6 +128,8 @@ class UpcycleConfig(Section):
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
         if self.layout in ("delta", "adapter") and (self.redraw or self.noise):
             raise ValueError(f"redraw and noise change copies; with layout={self.layout} there are none")
+        if self.layout not in ("delta", "adapter") and self.changed("rank"):
+            raise ValueError(f"rank is that of differences; with layout={self.layout} there are none: leave it out")
         if self.layout != "copy" and self.experts_from:
             raise ValueError(f"experts_from gives whole FFNs, which layout=copy takes; layout={self.layout} does not")
         if self.layout == "split" and self.parts == 1:
@@ -174,6 +181,14 @@ class TuneConfig(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     """Minutes between resume points; 0 saves after every step."""
 
+    @model_validator(mode="after")
+    def _routed_experts_learn(self) -> TuneConfig:
+        if self.train == "routers" and self.routed_lr is not None:
+            raise ValueError(
+                "routed_lr is the routed experts' rate; with train=routers they do not learn: leave it out"
+            )
+        return self
+
 
 MIXTURES_ONLY = ("train", "routed_lr", "balance", "balance_loss", "z_loss", "average_experts")
 """Keys of the section tune that a dense model has no use for."""
@@ -224,6 +239,10 @@ class MergeConfig(Section):
     def _weight_can_move(self) -> MergeConfig:
         if self.learn_shared_weight and not 0 < self.shared_weight < 1:
             raise ValueError(f"learn_shared_weight needs a shared_weight between 0 and 1, got {self.shared_weight}")
+        if self.changed("prior") and not self.learn_shared_weight:
+            raise ValueError(
+                "prior holds a learned weight of the shared expert; set learn_shared_weight, or leave it out"
+            )
         return self
 
 

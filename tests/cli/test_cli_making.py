@@ -85,6 +85,28 @@ def test_a_uniform_merge_needs_no_data_and_is_the_mean(xft: Xft, tiny_moe: Path,
     torch.testing.assert_close(merged[f"{ffn}.down_proj.weight"], wanted)
 
 
+def test_a_mixture_whose_router_has_no_gate_is_tuned_without_settings_of_one(
+    xft: Xft, tiny_dense: Path, pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    moe, out = tmp_path / "moe", tmp_path / "out"
+    assert xft("upcycle", tiny_dense, moe, "--experts", "2", "--active", "1", "--router", "slices").code == 0
+    refused(
+        xft("tune", moe, out, "--data", *pairs, *QUICK, "--set", "balance=0"), "slices has no gate: leave out balance"
+    )
+    assert not out.exists()
+
+
+def test_a_merge_says_that_the_routers_weights_sum_to_something_else(
+    xft: Xft, tiny_dense: Path, tmp_path: Path
+) -> None:
+    for router, said in (("deepseek-sigmoid", True), ("shared-normalized", False)):
+        moe = tmp_path / router
+        assert xft("upcycle", tiny_dense, moe, "--experts", "4", "--active", "3", "--router", router).code == 0
+        result = xft("merge", moe, tmp_path / f"{router} merged", "--method", "uniform")
+        assert (f"the router {router} mixes with weights that don't sum to 1" in result.out) == said
+        assert result.code == 0
+
+
 def test_a_learned_merge_moves_the_coefficients(
     xft: Xft, tiny_moe: Path, pairs: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -78,7 +78,20 @@ def test_a_wrong_setting_is_named_before_anything_is_written(
         (("soup", "OUT", "BASE"), ("no such folder",)),
         (("merge", "MOE", "OUT", "--method", "uniform", "--lr", "1"), ("lr=1.0 is for learned", "uniform")),
         (("merge", "MOE", "OUT", "--method", "uniform", "--base", "BASE"), ("no use for --base",)),
+        (
+            ("merge", "MOE", "OUT", "--method", "ties", "--data", "DATA", "--batch", "8", "--max-length", "99"),
+            ("ties learns nothing", "no use for --data, --batch, --max-length; leave it out"),
+        ),
+        (("merge", "MOE", "OUT", "--method", "uniform", "--micro-batch", "1"), ("no use for --micro-batch",)),
+        (
+            ("merge", "MOE", "OUT", "--method", "uniform", "--column", "input=x", "--skip-bad"),
+            ("--column, --skip-bad",),
+        ),
         (("merge", "MOE", "OUT", "--method", "help"), ("available: dare",)),
+        (
+            ("upcycle", "BASE", "OUT", "--router", "slices", "--gate", "linear"),
+            ("the router slices has no gate: leave out gate",),
+        ),
         (("upcycle", "BASE", "OUT", "--router", "help"), ("available: deepseek",)),
         (("export", "MOE", "OUT"), ("no stock class holds it", "mixtral", "--gate linear")),
     ],

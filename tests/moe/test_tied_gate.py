@@ -37,7 +37,7 @@ LAYERS = 2
 def mixture_of(base: Path, folder: Path, *, gate: str = "tied", **options: Any) -> Mixture:
     folder.mkdir()
     parts = {"parts": 2} if options.get("layout") == "split" else {}
-    given = {"experts": 5, "active": 3, "gate": gate, "rank": 2} | parts | options
+    given = {"experts": 5, "active": 3, "gate": gate} | parts | options
     upcycle(base, folder, UpcycleConfig.model_validate(given), seed=2)
     return Mixture(folder)
 

@@ -124,12 +124,13 @@ def upcycle(
         raise RecipeError("upcycle.experts_from=soup is for xft run, whose SFT runs it names; give models here")
     options.need_training()
     from xft.base import resolve_base
-    from xft.moe.routers import split_counts
+    from xft.moe.routers import refuse_idle_gate, split_counts
     from xft.prove import prove
     from xft.stage import folder_digest, write_json
     from xft.upcycle import upcycle as work_on
 
     split_counts(config.router, config.experts, config.active, shared=config.shared, parts=config.parts)
+    refuse_idle_gate(config.router, config)
     folder = resolve_base(base)
     origins = [resolve_base(model) for model in config.origins]
 
@@ -181,16 +182,17 @@ def tune(
     options.need_training()
     from xft.base import resolve_base
     from xft.checkpoint import Checkpoint
-    from xft.moe.mixture import is_mixture
+    from xft.moe.mixture import Mixture, is_mixture
+    from xft.moe.routers import refuse_idle_gate
     from xft.stage import folder_digest
     from xft.tune.tune import TuneJob
     from xft.tune.tune import tune as work_on
 
     folder = resolve_base(model)
-    if not is_mixture(Checkpoint(folder)):
-        for key in MIXTURES_ONLY:
-            if getattr(config, key) != TuneConfig.model_fields[key].default:
-                raise RecipeError(f"{key} is for mixtures, and {model} is a dense model: leave it out")
+    if is_mixture(Checkpoint(folder)):
+        refuse_idle_gate(Mixture(folder).settings.router, config)
+    elif idle := config.changed(*MIXTURES_ONLY):
+        raise RecipeError(f"{idle[0]} is for mixtures, and {model} is a dense model: leave it out")
     style = options.style_of(prompt, folder)
 
     def work(partial: Path, meter: Meter) -> None:
@@ -235,7 +237,7 @@ def merge(
     from xft.base import resolve_base
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
-    from xft.merge.methods import MERGE_METHODS, refuse_unheeded
+    from xft.merge.methods import MERGE_METHODS, refuse_unheeded, refuse_unweighed
     from xft.moe.mixture import Mixture
     from xft.stage import folder_digest
 
@@ -243,13 +245,15 @@ def merge(
     refuse_unheeded(config, [method])
     if base and MERGE_METHODS[method].differences is None:
         raise RecipeError(f"{method} has no use for --base; leave it out")
+    about_data = {"--data": data or more, "--column": column, "--skip-bad": skip_bad}
+    idle = [name for name, value in about_data.items() if value]
+    idle += [f"--{key.replace('_', '-')}" for key in sizes.changed("batch", "micro_batch", "max_length")]
+    if idle and not learned:
+        raise RecipeError(f"{method} learns nothing, so it has no use for {', '.join(idle)}; leave it out")
     parent = resolve_base(base) if base else None
-    sources = options.sources_of(data, more, column) if learned or data else []
+    sources = options.sources_of(data, more, column) if learned else []
     mixture = Mixture(moe)
-    weighed = shared_weight != MergeConfig().shared_weight or config.learn_shared_weight
-    if weighed and not mixture.layout.weighs_shared:
-        key = "learn_shared_weight" if config.learn_shared_weight else "--shared-weight"
-        raise RecipeError(f"{moe} has no shared expert that is weighed, so {key} has no use; leave it out")
+    refuse_unweighed(config, moe, weighs_shared=mixture.layout.weighs_shared)
     style = options.style_of(prompt, mixture.folder)
 
     def work(partial: Path, meter: Meter) -> None:
@@ -257,11 +261,15 @@ def merge(
         lost = work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
-                merge=config, data=[source.path for source in sources if learned], base=parent,
+                merge=config, data=[source.path for source in sources], base=parent,
             ),
             meter,
         )  # fmt: skip
         print(f"against the mixture: {lost}")
+        if not mixture.layout.sums_to_one:
+            print(
+                f"the router {mixture.settings.router} mixes with weights that don't sum to 1; merged, the experts' do"
+            )
         if pairs:
             pairs.unlink()
 

@@ -73,6 +73,12 @@ def refuse_unheeded(config: MergeConfig, methods: Sequence[str]) -> None:
             raise RecipeError(f"{key}={value} is for {users}; {', '.join(methods)} would ignore it: leave it out")
 
 
+def refuse_unweighed(config: MergeConfig, where: str, *, weighs_shared: bool) -> None:
+    """Refuse settings of a shared expert's weight for a mixture without such an expert; raises RecipeError."""
+    if not weighs_shared and (idle := config.changed("learn_shared_weight", "shared_weight")):
+        raise RecipeError(f"{where}: no shared expert is weighed against the routed ones; leave {idle[0]} out")
+
+
 @dataclass(frozen=True)
 class Coefficients:
     """The experts' weights in every matrix of a model; P is 1 where the matrices of a layer share them."""

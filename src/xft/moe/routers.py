@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xft.errors import RecipeError
+from xft.recipe import TuneConfig, UpcycleConfig
 from xft.registry import Registry
 
 
@@ -76,6 +77,14 @@ def split_counts(router: str, experts: int, active: int, *, shared: int = 1, par
     if experts - beside < parts:
         raise RecipeError(f"experts must be at least {parts + beside} with parts={parts}{counted}; some would be lost")
     return experts - beside, active - beside
+
+
+def refuse_idle_gate(router: str, *sections: UpcycleConfig | TuneConfig) -> None:
+    """Refuse settings of a gate, and of the losses that teach it, for a router that has none; raises RecipeError."""
+    gate = {"gate", "gate_noise", "balance", "z_loss"}
+    idle = [key for section in sections for key in section.changed(*sorted(gate & set(type(section).model_fields)))]
+    if idle and not ROUTERS[router].gated:
+        raise RecipeError(f"the router {router} has no gate: leave out {', '.join(idle)}")
 
 
 def shared_normalized(logits_TR: Tensor, k: int) -> Routing:

@@ -79,6 +79,11 @@ class Layout(ABC):
         """Tell whether the shared expert is one version of what the routed ones are versions of: merging weighs it."""
         return self.rule.shared
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Tell whether a token's experts weigh 1 in all, as they do when they are merged."""
+        return self.rule.preserves_dense
+
     def stacks(self, part: Part) -> tuple[str, ...]:
         """Name the stacked tensors, within `experts`, that the routed experts' versions of a tensor are made of."""
         return (part.stack,)

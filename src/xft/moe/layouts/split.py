@@ -56,6 +56,11 @@ class Split(Layout):
         """The shared experts' channels are no other expert's: nothing is weighed."""
         return False
 
+    @property
+    def sums_to_one(self) -> bool:
+        """The factor of the last matrix stands for all that weights do not sum to."""
+        return True
+
     def check(self, source: Checkpoint) -> None:
         """Refuse channels that don't go into equal parts."""
         channels, parts = int(source.config["intermediate_size"]), self.shared + self.config.parts
