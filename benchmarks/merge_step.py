@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from training_step import step
-from transformers import Adafactor, AutoModelForCausalLM
+from training_step import loaded, step, watched
 
 from xft.base import resolve_base
 from xft.checkpoint import Checkpoint
@@ -73,8 +71,7 @@ def stepper(way: str, base: Path, moe: Path) -> Any:
     """Return a function that takes a step of one way and returns its seconds."""
     dtype = compute_dtype("auto")
     if way == "sft":
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-        adafactor = Adafactor(model.parameters(), lr=1e-5, scale_parameter=False, relative_step=False)
+        model, adafactor = loaded(base)
         return lambda rows: step(model, adafactor, rows, dtype)
     if way == "merge":
         merging = Merging(Mixture(moe), MergeConfig(shared_weight=SHARED_WEIGHT)).train()
@@ -88,12 +85,6 @@ def stepper(way: str, base: Path, moe: Path) -> Any:
         model.set_submodule(name, MixedAgain(mixture, layer, activation))
     adamw = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
     return lambda rows: step(model, adamw, rows, dtype)
-
-
-def anonymous() -> float:
-    """Return this process's anonymous resident memory in GB."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024 / 1e9
 
 
 def read_so_far() -> float:
@@ -129,14 +120,7 @@ def serve(way: str, base: Path, moe: Path, batch: int, length: int, cgroup: Path
     torch.manual_seed(0)
     one = stepper(way, base, moe)
     rows = torch.randint(int(Checkpoint(base).config["vocab_size"]), (batch, length))
-    peak = [anonymous()]
-
-    def watch() -> None:
-        while True:
-            peak[0] = max(peak[0], anonymous())
-            time.sleep(0.01)
-
-    threading.Thread(target=watch, daemon=True).start()
+    peak = watched()
     print("ready", flush=True)
     for _ in sys.stdin:
         before = read_so_far()

@@ -5,7 +5,8 @@
 
 A step is forward pass, loss on the response half of each row, backward pass and Adafactor, in the precision that `tune`
 would choose, gate noise and balance loss included. Steps alternate in one process; the ratios are of the medians. The
-backbone's ratio leaves the loss head out on both sides.
+backbone's ratio leaves the loss head out on both sides. Memory is the largest anonymous resident size (without the
+files' pages) in two steps of a model alone in a process, weights, gradients and optimiser included.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +63,42 @@ def backbone(model: Any, rows: torch.Tensor, dtype: torch.dtype, clock: Callable
     return seconds
 
 
+def anonymous() -> float:
+    """Return this process's anonymous resident memory in GB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024 / 1e9
+
+
+def watched() -> list[float]:
+    """Return a list whose only entry is, from now on, the peak of the anonymous memory so far."""
+    peak = [anonymous()]
+
+    def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], anonymous())
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return peak
+
+
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """Return a model in training mode, and its optimiser."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    return model, Adafactor(model.parameters(), lr=1e-5, scale_parameter=False, relative_step=False)
+
+
+def peak_memory(folder: Path, shape: tuple[int, int], threads: int) -> float:
+    """Return the peak memory in GB of two steps; for a process of its own."""
+    torch.set_num_threads(threads)
+    keep_heap_warm()
+    model, optimizer = loaded(folder)
+    peak = watched()
+    for _ in range(2):  # the optimiser's state is there from the second on
+        step(model, optimizer, torch.randint(model.config.vocab_size, shape), compute_dtype("auto"))
+    return peak[0]
+
+
 def settings(layout: str, options: argparse.Namespace) -> UpcycleConfig:
     """Return a mixture's settings; `split` has as many whole FFNs of experts, and of active ones."""
     experts, active, parts = options.experts, options.active, options.parts
@@ -66,9 +106,8 @@ def settings(layout: str, options: argparse.Namespace) -> UpcycleConfig:
         return UpcycleConfig(
             layout="split", experts=experts * parts, active=active * parts, parts=parts, router="topk-softmax"
         )
-    return UpcycleConfig.model_validate(
-        {"layout": layout, "experts": experts, "active": active, "rank": options.rank}
-    )  # fmt: skip
+    rank = {"rank": options.rank} if layout != "copy" else {}
+    return UpcycleConfig.model_validate({"layout": layout, "experts": experts, "active": active, **rank})
 
 
 def main() -> None:
@@ -91,22 +130,23 @@ def main() -> None:
     keep_heap_warm()
     base, dtype = resolve_base(options.base), compute_dtype("auto")
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        models = {"dense": AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()}
+    shape = (options.batch, options.length)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {"dense": base} | {layout: Path(temporary, layout) for layout in options.layouts}
         for layout in options.layouts:
-            out = Path(folder, layout)
-            out.mkdir()
-            upcycle(base, out, settings(layout, options), seed=0)
-            models[layout] = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).train()
-    rows = torch.randint(models["dense"].config.vocab_size, (options.batch, options.length))
-    optimizers = {
-        name: Adafactor(model.parameters(), lr=1e-5, scale_parameter=False, relative_step=False)
-        for name, model in models.items()
-    }
+            folders[layout].mkdir()
+            upcycle(base, folders[layout], settings(layout, options), seed=0)
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+            peaks = {
+                name: alone.submit(peak_memory, folder, shape, options.threads).result()
+                for name, folder in folders.items()
+            }
+        models = {name: loaded(folder) for name, folder in folders.items()}
+    rows = torch.randint(models["dense"][0].config.vocab_size, shape)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(options.rounds + 1):  # the first warms up
-        for name, model in models.items():
-            whole = step(model, optimizers[name], rows, dtype, clock)
+        for name, (model, optimizer) in models.items():
+            whole = step(model, optimizer, rows, dtype, clock)
             seconds[name].append((whole, backbone(model, rows, dtype, clock)))
     medians = {
         name: [statistics.median(each) for each in zip(*times[1:], strict=True)] for name, times in seconds.items()
@@ -115,10 +155,11 @@ def main() -> None:
         f"{options.batch} x {options.length} tokens, {str(dtype).removeprefix('torch.')}, threads {options.threads}, "
         f"{options.clock} time, medians of {options.rounds}"
     )
-    print(f"{'model':<8}{'step s':>8}{'ratio':>8}{'backbone ratio':>16}")
+    print(f"{'model':<8}{'step s':>8}{'ratio':>8}{'backbone ratio':>16}{'memory GB':>11}{'ratio':>7}")
     for name, (steps, passes) in medians.items():
         ratios = steps / medians["dense"][0], passes / medians["dense"][1]
-        print(f"{name:<8}{steps:>8.2f}{ratios[0]:>8.2f}{ratios[1]:>16.2f}")
+        memory = f"{peaks[name]:>11.2f}{peaks[name] / peaks['dense']:>7.2f}"
+        print(f"{name:<8}{steps:>8.2f}{ratios[0]:>8.2f}{ratios[1]:>16.2f}{memory}")
 
 
 if __name__ == "__main__":
