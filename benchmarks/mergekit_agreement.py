@@ -43,7 +43,7 @@ def main() -> None:
         made(out / f"expert-{number}", mixture, one_hot(mixture, number)) for number in range(mixture.routed + 1)
     ]
     plain = equal_coefficients(mixture.layers, mixture.routed, SHARED_WEIGHT)
-    weights = plain.of(0, 0).tolist()
+    weights = plain.of(0, 0, mixture.pieces(0, mixture.parts[0])[0]).tolist()
     print(f"{'method':<18}{'xft - mergekit':>16}{'merge - base':>16}")
     for theirs, (ours, shared, each) in METHODS.items():
         method = MERGE_METHODS[ours]

@@ -20,6 +20,7 @@ from xft.merge.methods import (
     refuse_unheeded,
     save_coefficients,
 )
+from xft.moe.layouts import Piece
 from xft.recipe import MergeConfig
 
 WEIGHTS = [None, 0.0, 0.3, 0.75, 1.0]
@@ -42,11 +43,16 @@ def method(request: Any) -> Iterator[MergeMethod]:
     del MERGE_METHODS[request.param]
 
 
+def whole(experts: int) -> Piece:
+    """All of a matrix, of which there are so many versions."""
+    return Piece(experts=[torch.empty(0)] * experts)
+
+
 def some_weights(shared_weight: float | None, seed: int = 3, experts: int = 5) -> Tensor:
     routed = experts - (shared_weight is not None)
     shares_LPR = torch.randn(1, 1, routed, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     shared_LP = None if shared_weight is None else torch.tensor([[shared_weight]])
-    return Coefficients(shares_LPR, shared_LP).of(0, 0)
+    return Coefficients(shares_LPR, shared_LP).of(0, 0, whole(experts))
 
 
 def merged(method: MergeMethod, experts_E: list[Tensor], base: Tensor, weights_E: Tensor, options: Options) -> Tensor:
@@ -138,19 +144,19 @@ def test_equal_experts_with_exact_weights_are_given_back_bit_for_bit() -> None:
 def test_each_matrix_has_its_own_weights_where_they_are_not_the_layers() -> None:
     shares_LPR = torch.rand(2, 3, 4).softmax(-1)
     shared_LP = torch.rand(2, 3)
-    whole = Coefficients(shares_LPR, shared_LP)
-    torch.testing.assert_close(whole.of(1, 2)[1:], (1 - shared_LP[1, 2]) * shares_LPR[1, 2])
+    matrices = Coefficients(shares_LPR, shared_LP)
+    torch.testing.assert_close(matrices.of(1, 2, whole(5))[1:], (1 - shared_LP[1, 2]) * shares_LPR[1, 2])
     layers = Coefficients(shares_LPR[:, :1], shared_LP[:, :1])
-    assert all(torch.equal(layers.of(1, projection), whole.of(1, 0)) for projection in range(3))
+    assert all(torch.equal(layers.of(1, projection, whole(5)), matrices.of(1, 0, whole(5))) for projection in range(3))
 
 
 @pytest.mark.parametrize(("layers", "routed"), [(1, 1), (3, 1), (24, 7)])
 def test_equal_coefficients_are_equal(layers: int, routed: int) -> None:
     coefficients = equal_coefficients(layers, routed, 0.75)
     for layer in range(layers):
-        weights_E = coefficients.of(layer, 0)
+        weights_E = coefficients.of(layer, 0, whole(1 + routed))
         torch.testing.assert_close(weights_E, torch.tensor([0.75, *[0.25 / routed] * routed]))
-    assert len(equal_coefficients(layers, routed, None).of(0, 0)) == routed
+    assert len(equal_coefficients(layers, routed, None).of(0, 0, whole(routed))) == routed
 
 
 def test_saved_coefficients_are_a_row_for_each_set(tmp_path: Path) -> None:

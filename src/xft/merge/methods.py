@@ -88,21 +88,17 @@ class Coefficients:
     shared_LP: Tensor | None
     """Weight of the shared expert (λ); None where none is weighed."""
 
-    def of(self, layer: int, projection: int, piece: Piece | None = None) -> Tensor:
+    def of(self, layer: int, projection: int, piece: Piece) -> Tensor:
         """Return the weights of all versions of a piece, (E,): λ, and `(1-λ) c_i` for the routed (XFT, eq. 6).
 
-        Without a piece those of all experts. `layer` counts the layers that are mixtures.
+        `layer` counts the layers that are mixtures.
         """
         place = projection if self.shares_LPR.shape[1] > 1 else 0
-        shares_R = self.shares_LPR[layer, place].float()
-        if piece is not None:
-            shares_R = piece.factor * shares_R[piece.routed]
+        shares_R = piece.factor * self.shares_LPR[layer, place].float()[piece.routed]
         if self.shared_LP is not None:
             shared = self.shared_LP[layer, place].float()
             return torch.cat([shared[None], (1.0 - shared) * shares_R])
-        alone = (
-            0 if piece is None else len(piece.experts) - len(shares_R)
-        )  # a shared expert that nothing stands against
+        alone = len(piece.experts) - len(shares_R)  # a shared expert that nothing stands against
         return torch.cat([torch.ones(alone), shares_R])
 
 

@@ -81,8 +81,9 @@ def split_counts(router: str, experts: int, active: int, *, shared: int = 1, par
 
 def refuse_idle_gate(router: str, *sections: UpcycleConfig | TuneConfig) -> None:
     """Refuse settings of a gate, and of the losses that teach it, for a router that has none; raises RecipeError."""
-    gate = {"gate", "gate_noise", "balance", "z_loss"}
-    idle = [key for section in sections for key in section.changed(*sorted(gate & set(type(section).model_fields)))]
+    gate = ("gate", "gate_noise", "balance", "z_loss")
+    known = [(section, [key for key in gate if key in type(section).model_fields]) for section in sections]
+    idle = [key for section, keys in known for key in section.changed(*keys)]
     if idle and not ROUTERS[router].gated:
         raise RecipeError(f"the router {router} has no gate: leave out {', '.join(idle)}")
 
