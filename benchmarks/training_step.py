@@ -106,8 +106,9 @@ def settings(layout: str, options: argparse.Namespace) -> UpcycleConfig:
         return UpcycleConfig(
             layout="split", experts=experts * parts, active=active * parts, parts=parts, router="topk-softmax"
         )
-    rank = {"rank": options.rank} if layout != "copy" else {}
-    return UpcycleConfig.model_validate({"layout": layout, "experts": experts, "active": active, **rank})
+    return UpcycleConfig.model_validate(
+        {"layout": layout, "experts": experts, "active": active, "rank": options.rank}
+    )  # fmt: skip
 
 
 def main() -> None:

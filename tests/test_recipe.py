@@ -50,8 +50,6 @@ def test_the_papers_settings_and_the_tiny_recipe_are_shipped() -> None:
         ("upcycle: {experts: 1}", "upcycle.experts: .*greater than or equal to 2, got 1"),
         ("upcycle: {experts: 4, active: 5}", "upcycle: active must be at most experts=4, got 5"),
         ("upcycle: {active: 0}", "upcycle.active: .*greater than or equal to 1, got 0"),
-        ("upcycle: {rank: 8}", "upcycle: rank is that of differences; with layout=copy there are none: leave it out"),
-        ("upcycle: {layout: split, parts: 2, rank: 8}", "upcycle: rank is that of differences; with layout=split"),
         ("tune: {train: routers, routed_lr: 1.0e-3}", "tune: routed_lr is .*; with train=routers they do not learn"),
         ("merge: {prior: 0.5}", "merge: prior holds a learned weight .*; set learn_shared_weight, or leave it out"),
         ("data: {sources: []}", "data.sources: .*at least 1 item"),

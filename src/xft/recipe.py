@@ -128,8 +128,6 @@ class UpcycleConfig(Section):
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
         if self.layout in ("delta", "adapter") and (self.redraw or self.noise):
             raise ValueError(f"redraw and noise change copies; with layout={self.layout} there are none")
-        if self.layout not in ("delta", "adapter") and self.changed("rank"):
-            raise ValueError(f"rank is that of differences; with layout={self.layout} there are none: leave it out")
         if self.layout != "copy" and self.experts_from:
             raise ValueError(f"experts_from gives whole FFNs, which layout=copy takes; layout={self.layout} does not")
         if self.layout == "split" and self.parts == 1:

@@ -88,6 +88,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(
             ("--column, --skip-bad",),
         ),
         (("merge", "MOE", "OUT", "--method", "help"), ("available: dare",)),
+        (("upcycle", "BASE", "OUT", "--set", "rank=8"), ("rank is that of differences; with layout=copy",)),
         (
             ("upcycle", "BASE", "OUT", "--router", "slices", "--gate", "linear"),
             ("the router slices has no gate: leave out gate",),

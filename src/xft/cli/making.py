@@ -122,6 +122,8 @@ def upcycle(
     )  # fmt: skip
     if "soup" in config.experts_from:
         raise RecipeError("upcycle.experts_from=soup is for xft run, whose SFT runs it names; give models here")
+    if config.layout not in ("delta", "adapter") and config.changed("rank"):
+        raise RecipeError(f"rank is that of differences; with layout={config.layout} there are none: leave it out")
     options.need_training()
     from xft.base import resolve_base
     from xft.moe.routers import refuse_idle_gate, split_counts
