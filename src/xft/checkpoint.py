@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from xft.errors import CheckpointError, RunError
-from xft.families import Family, check_entry, family_of
+from xft.families import DEQUANTISE, Family, check_entry, family_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -97,6 +97,11 @@ class Checkpoint:
         if model_type == family.model_type:
             check_entry(family, self)
         return family
+
+    def refuse_quantised(self) -> None:
+        """Raise CheckpointError where the configuration says that weights are quantised."""
+        if self.config.get("quantization_config"):
+            raise CheckpointError(f"{self.folder / 'config.json'}: has a quantization_config; {DEQUANTISE}")
 
     @property
     def layers(self) -> int:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MOE_PREFIX = "xft_"
 
 
+DEQUANTISE = "dequantise the model first, or give one that isn't quantised"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A tensor of an FFN, and the stack that holds it for all routed experts."""
@@ -169,9 +172,7 @@ def check_entry(family: Family, source: Checkpoint) -> None:
             may be wrong.
     """
     folder, names = source.folder, source.names()
-    remedy = "dequantise the model first, or give one that isn't quantised"
-    if source.config.get("quantization_config"):
-        raise CheckpointError(f"{folder / 'config.json'}: has a quantization_config; {remedy}")
+    source.refuse_quantised()
     for key in ("hidden_size", "intermediate_size"):
         if not isinstance(source.config.get(key), int):
             raise CheckpointError(f"{folder / 'config.json'}: no {key}, which src/xft/families.py expects of a family")
@@ -187,7 +188,7 @@ def check_entry(family: Family, source: Checkpoint) -> None:
         if name not in source:
             raise family.wrong(field, f"{folder}: no tensor {name!r}, which a {family.model_type} model has ({has})")
         if not source.dtype(name).is_floating_point:
-            raise CheckpointError(f"{folder}: tensor {name!r} holds {source.dtype(name)}; {remedy}")
+            raise CheckpointError(f"{folder}: tensor {name!r} holds {source.dtype(name)}; {DEQUANTISE}")
         shape, expected = source.shape(name), family.shape(part, source.config)
         if shape != expected:
             field = "fused" if field == "inner" and shape[1:] == expected[1:] else field

@@ -102,5 +102,26 @@ def test_what_is_no_soup_is_refused(
     moe = moe_of("llama")
     with pytest.raises(CheckpointError, match="is a mixture; a soup is made of dense models"):
         soup([moe, moe], None, tmp_path)
+    quantised = edited(tiny_dense, tmp_path / "quantised", quantization_config={"bits": 8})
+    with pytest.raises(CheckpointError, match="has a quantization_config; dequantise"):
+        soup([tiny_dense, quantised], None, tmp_path)
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight is .*, .* has"):
         soup([tiny_dense, dense_of("llama", intermediate_size=40)], None, tmp_path)
+
+
+def test_a_soup_of_models_that_transformers_does_not_know(tiny_dense: Path, tmp_path: Path) -> None:
+    one, same, other = (
+        edited(tiny_dense, tmp_path / name, model_type="of-their-own", hidden_act=activation)
+        for name, activation in (("one", "relu"), ("same", "relu"), ("other", "gelu"))
+    )
+    (tmp_path / "out").mkdir()
+    soup([one, same], None, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"hidden_act is gelu, that of .* relu"):
+        soup([one, other], None, tmp_path / "out")
+
+
+def edited(folder: Path, out: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text()) | changes
+    (out / "config.json").write_text(json.dumps(config))
+    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, tensor
 from transformers import AutoConfig
@@ -50,12 +51,11 @@ def soup(
     for source in sources:
         if is_mixture(source):
             raise CheckpointError(f"{source.folder}: is a mixture; a soup is made of dense models: merge it first")
-        _ = source.family  # a clear error for a model that is quantised or of no known family
-    # What transformers makes of config.json: its versions write the same settings in different ways
-    own, *others = (AutoConfig.for_model(**source.config) for source in sources)
-    for source, config in zip(sources[1:], others, strict=True):
+        source.refuse_quantised()
+    own, *others = map(_rules, sources)
+    for source, rules in zip(sources[1:], others, strict=True):
         for key in ALIKE:
-            if (had := getattr(config, key, None)) != (wanted := getattr(own, key, None)):
+            if (had := rules[key]) != (wanted := own[key]):
                 raise CheckpointError(
                     f"{source.folder}: its {key} is {had}, that of {first.folder} {wanted}; leave it out"
                 )
@@ -79,3 +79,12 @@ def soup(
     copy_companions(first.folder, out)
     write_config(out, first.config)
     write_soup_card(out, list(zip(names or map(str, folders), shares, strict=True)))
+
+
+def _rules(source: Checkpoint) -> dict[str, Any]:
+    """Return the keys ALIKE of a configuration as transformers reads them, whose versions write them differently."""
+    try:
+        config = AutoConfig.for_model(**source.config).to_dict()
+    except (KeyError, ValueError):  # a model that it does not know
+        config = source.config
+    return {key: config.get(key) for key in ALIKE}
