@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from toy_grid import command, grid_of, weights
 
 from xft.errors import DivergedError, RunError
@@ -205,6 +207,50 @@ def test_a_stage_that_fails_is_tried_by_one_and_again_at_the_next_start(
     assert toys.names["sft"] == 2  # one a seed
     toys.before = lambda name: None
     assert toys(grid, out).failed == ()
+
+
+class Held:
+    """Stands for a model and its trainer, which hold one another."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB."),
+         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB; lower tune.micro_batch or eval.batch"),
+        (MemoryError(), "MemoryError; lower tune.micro_batch or eval.batch"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_librarys_error_is_the_failure_of_a_cell_and_the_others_are_made(
+    error: Exception,
+    reason: str,
+    common: dict[str, Any],
+    toys: Toys,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models: list[weakref.ref[Held]] = []
+    kept = []
+
+    def fail(name: str) -> None:
+        kept.extend(model() for model in models)
+        if name == "moe":
+            model = Held()
+            models.append(weakref.ref(model))
+            raise error
+
+    toys.before = fail
+    results = toys(grid_of(common, tmp_path / "grid", methods=METHODS, seeds=[1]), tmp_path / "out")
+    statuses = {line.method: (line.status, line.reason) for line in results.lines}
+    assert statuses == {name: ("done", "") for name in ("sft", "soup")} | dict.fromkeys(
+        ("xft", "delta"), ("failed", reason)
+    )
+    assert "in fail" in capsys.readouterr().err  # where it was raised
+    assert kept == [None] * len(kept) != []
 
 
 def test_other_work_is_refused_while_one_is_at_it(common: dict[str, Any], toys: Toys, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from xft.experiment.plan import RUNS, SCREENING, Cell, Combination, Plan
 from xft.experiment.report import write_results
 from xft.experiment.session import Session, joined
 from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to
+from xft.memory import release_memory
 from xft.pipeline import graph, look_up_names
 from xft.stage import Stage, drop_files, read_manifest, run_stage
 
@@ -189,10 +191,14 @@ class _Bench:
         except BusyError:
             self.lines.put_off(cell)
             return False
-        except XftError as error:
-            self.lines.about(cell, f"failed: {error}")
+        except Exception as error:
+            self.lines.about(cell, f"failed: {_reason(error)}")
+            if not isinstance(error, XftError):  # a library's; or a bug, which is to be seen
+                traceback.print_exc()
+            traceback.clear_frames(error.__traceback__)  # they hold a model, which may leave no room for the next one
+            release_memory()
             if self.session.unsettled([cell]):  # else `_make_stage` has noted it
-                self.session.note(cell, {"status": FAILED, "reason": str(error), "worked": worked})
+                self.session.note(cell, {"status": FAILED, "reason": _reason(error), "worked": worked})
         self.lines.worked += worked
         self._drop_weights()
         if time.monotonic() - self.written > WRITE_SECONDS:
@@ -216,8 +222,8 @@ class _Bench:
             return run_stage(place, stage)
         except BusyError:
             raise
-        except XftError as error:  # noted before another process can try the stage
-            self.session.note(cell, {"status": FAILED, "reason": str(error), "stage": stage.key, "worked": True})
+        except Exception as error:  # noted before another process can try the stage
+            self.session.note(cell, {"status": FAILED, "reason": _reason(error), "stage": stage.key, "worked": True})
             raise
 
     def _link_twin(self, place: Path, stage: Stage) -> dict[str, Any] | None:
@@ -258,6 +264,16 @@ class _Bench:
                 for name, content in self._needs(cell):
                     if content not in needed:
                         drop_files(self.out / cell.folder / name, WEIGHTS)
+
+
+def _reason(error: Exception) -> str:
+    """Say why a cell failed; of a library's error the type, too, and where memory was short what to do."""
+    if isinstance(error, XftError):
+        return str(error)
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError) or any(words in text for words in ("out of memory", "can't allocate memory")):
+        return f"{text.rstrip('.: ')}; lower tune.micro_batch or eval.batch"
+    return text
 
 
 def _is_whole(folder: Path, key: str) -> bool:
