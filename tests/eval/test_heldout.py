@@ -36,3 +36,15 @@ def test_each_loss_is_the_models_own_mean_over_the_response(
     assert [line["loss"] for line in lines] == pytest.approx(expected, abs=1e-4)
     assert math.isclose(scores["mean"], sum(expected) / 4, abs_tol=1e-4)
     assert scores["interval"][0] <= scores["mean"] <= scores["interval"][1]
+
+
+def test_each_loss_names_its_pair_whatever_is_left_out(
+    tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = Example(instruction="say nothing" * 50, response="")
+    write_examples(tmp_path / "pairs.jsonl", [PAIRS[0], too_long, *PAIRS[1:]])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_dense), AutoTokenizer.from_pretrained(tiny_dense)
+    monkeypatch.setattr(heldout, "MAX_LENGTH", 128)
+    heldout.heldout_losses(model, tokenizer, tmp_path / "pairs.jsonl", tmp_path, style="chat", label="t")
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [line["pair"] for line in lines] == [pair.digest for pair in PAIRS]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from browser import CHROMIUM, WIDTHS, measure
 from xft.errors import RecipeError
 from xft.experiment.cells import read_outcomes, write_outcomes
+from xft.experiment.choice import Candidate, Choice, write_choices
 from xft.experiment.collect import _shared
 from xft.experiment.config import Grid, load_grid
 from xft.experiment.plan import Plan
@@ -191,6 +194,50 @@ def test_a_cell_of_an_earlier_recipe_does_not_count(out: Path) -> None:
     grid = write_cells(out, [1])
     changed = grid.model_copy(update={"set": {**grid.set, "tune.lr": 0.5}})
     assert {line.status for line in write_results(changed, out, "").lines} == {"not run"}
+
+
+def test_what_an_earlier_grid_chose_for_a_method_that_is_gone_is_left_out(out: Path) -> None:
+    grid = write_cells(out, [1], choose={"vary": {"tune.lr": [1e-4, 1e-3]}, "seeds": [101]})
+    tried = Candidate(settings={"tune.lr": 1e-4}, scores={"101": 0.5}, failures={}, folders=())
+    write_choices(out, {"gone": Choice(chosen=tried.settings, candidates=(tried,))})
+    results = write_results(grid, out, "")
+    assert (results.choices, results.screened) == ({}, ())
+    assert "done" in {line.status for line in results.lines}
+
+
+def test_a_cell_whose_scores_are_gone_is_not_made(out: Path) -> None:
+    grid = write_cells(out, [1, 2])
+    shutil.rmtree(out / "runs/recipe/seed-2")  # base, SFT, XFT
+    lines = write_results(grid, out, "").lines
+    assert {line.method for line in lines if line.seed == 2 and line.status == "not run"} == {"base", "sft", "xft"}
+    assert {line.status for line in lines if line.seed == 1 and line.method != "broken"} == {"done"}
+
+
+def name_pairs(out: Path, seed: int, pairs: Sequence[int]) -> None:
+    """Say in a seed's losses of which pairs they are, and drop those of others."""
+    for path in out.glob(f"runs/*/seed-{seed}/eval/*/heldout/losses.jsonl"):
+        losses = map(json.loads, path.read_text().splitlines())
+        lines = [loss | {"pair": f"pair {pair}"} for loss, pair in zip(losses, pairs, strict=False)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_pairs_that_seeds_share_are_known_by_their_losses_file_where_some_were_too_long(out: Path) -> None:
+    grid = write_cells(out, [1, 2])
+    assert write_results(grid, out, "").items == 60  # by the data of each seed, as earlier versions left it
+    name_pairs(out, 1, range(30))
+    name_pairs(out, 2, range(10, 35))
+    assert write_results(grid, out, "").items == 35
+    for path in out.glob("runs/*/*/data/heldout.jsonl"):
+        path.unlink()
+    assert write_results(grid, out, "").items == 35
+
+
+def test_losses_of_earlier_versions_count_without_their_pairs(out: Path) -> None:
+    grid = write_cells(out, [1, 2])
+    before = write_results(grid, out, "").methods[0].estimates["heldout"].mean
+    for path in out.glob("runs/*/*/data/heldout.jsonl"):
+        path.unlink()
+    assert write_results(grid, out, "").methods[0].estimates["heldout"].mean == before
 
 
 def test_a_recipe_that_is_edited_meanwhile_changes_nothing_of_what_a_running_experiment_tells(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,11 @@ class Example:
     source: str = ""
     """File or data set, with the record's number."""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Return the hash of what is asked and answered, wherever it was read from."""
+        return hashlib.sha256(json.dumps([self.instruction, self.response]).encode()).hexdigest()
 
     @property
     def is_document(self) -> bool:

@@ -37,7 +37,10 @@ def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style:
             each = token_losses(hidden, targets, logits_of(model)).split([rows[n].trained for n in part])
             losses |= {number: float(values.mean()) for number, values in zip(part, each, strict=True)}
             advance(len(part))
-    lines = [{"id": number, "tokens": rows[number].trained, "loss": losses[number]} for number in range(len(rows))]
+    lines = [
+        {"id": number, "pair": row.digest, "tokens": row.trained, "loss": losses[number]}
+        for number, row in enumerate(rows)
+    ]
     (out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     values = [losses[number] for number in range(len(rows))]
     low, high = mean_interval(values)

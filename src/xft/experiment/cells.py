@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from xft.eval.compare import read_losses, read_rates, read_scores
+from xft.data.prepare import HELDOUT as PAIRS
+from xft.data.prepare import read_pairs
+from xft.eval.compare import LOSSES, read_losses, read_rates, read_scores
 from xft.experiment.config import HELDOUT
 from xft.experiment.plan import Cell
 from xft.recipe import folder_of
 from xft.report.collect import cost_of, stage_at
 from xft.report.contents import Cost
-from xft.stage import locked, read_json, write_json
+from xft.stage import MANIFEST, locked, read_json, write_json
 
 CELLS, LOCKS = "cells.json", ".locks"
 FREE = Cost(tokens=0.0, flops=0.0, wall_seconds=0.0, peak_memory=None)
@@ -25,10 +28,11 @@ def read_outcomes(out: Path) -> dict[str, dict[str, Any]]:
     return dict(read_json(out / CELLS, {}))
 
 
-def is_done(outcomes: Mapping[str, Mapping[str, Any]], cell: Cell) -> bool:
-    """Return whether a cell has been made, with the recipe that it has now."""
+def is_done(out: Path, outcomes: Mapping[str, Mapping[str, Any]], cell: Cell) -> bool:
+    """Return whether a cell has been made, with the recipe that it has now, and its scores are still there."""
     outcome = outcomes.get(cell.name, {})
-    return outcome.get("status") == "done" and outcome.get("recipe") == cell.recipe_hash
+    made = outcome.get("status") == "done" and outcome.get("recipe") == cell.recipe_hash
+    return made and (out / cell.folder / "eval" / cell.row / MANIFEST).is_file()
 
 
 def write_outcomes(out: Path, outcomes: Mapping[str, dict[str, Any]]) -> None:
@@ -62,6 +66,16 @@ def read_values(out: Path, cell: Cell, measure: str) -> dict[str, float] | None:
 def read_data_hash(out: Path, cell: Cell, measure: str) -> str:
     """Return the hash of what was scored: the same problems have the same one."""
     return str(read_scores(scored(out, cell, measure)).get("data_hash"))
+
+
+def read_pair_digests(out: Path, cell: Cell) -> list[str]:
+    """Return the digests of the held-out pairs, in the order of their losses."""
+    lines = (scored(out, cell, HELDOUT) / LOSSES).read_text(encoding="utf-8").splitlines()
+    digests = [line["pair"] for line in map(json.loads, lines) if "pair" in line]
+    heldout = out / cell.folder / "data" / PAIRS
+    if not digests and heldout.is_file():  # losses of an earlier version name none
+        digests = [pair.digest for pair in read_pairs(heldout)]
+    return digests
 
 
 def read_mean(out: Path, cell: Cell, measure: str) -> float | None:

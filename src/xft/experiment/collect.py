@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from xft.eval.over_seeds import Estimate, SeedDifference, Values, compare_over_seeds, estimate_over_seeds
-from xft.experiment.cells import is_done, read_cost, read_data_hash, read_mean, read_outcomes, read_values, scored
+from xft.experiment.cells import (
+    is_done,
+    read_cost,
+    read_data_hash,
+    read_mean,
+    read_outcomes,
+    read_pair_digests,
+    read_values,
+    scored,
+)
 from xft.experiment.choice import Choice, read_choices
 from xft.experiment.config import HELDOUT, Grid
 from xft.experiment.plan import Cell, Plan
@@ -116,22 +124,24 @@ def collect(plan: Plan, out: Path, grid_text: str, command: str) -> Results:
     Raises:
         DataError, RunError: a file is damaged; the message names it.
     """
-    grid, outcomes, choices = plan.grid, read_outcomes(out), read_choices(out)
+    grid, outcomes = plan.grid, read_outcomes(out)
+    # A choice of an earlier grid may be there: of methods that are no more, or where nothing is chosen any more.
+    choices = {name: choice for name, choice in read_choices(out).items() if grid.choose and name in grid.methods}
     cells = plan.confirmation({name: choice.chosen for name, choice in choices.items()})
-    done = [cell for cell in cells if is_done(outcomes, cell)]
+    done = [cell for cell in cells if is_done(out, outcomes, cell)]
     benchmarks = [entry.name for entry in cells[0].recipe.eval.benchmarks]
     measures = tuple(dict.fromkeys([grid.endpoint, HELDOUT, *benchmarks]))
     tries = [
         cell
         for method, choice in choices.items()
-        for candidate in (choice.candidates if grid.choose else ())
+        for candidate in choice.candidates
         for cell in plan.screening(method, candidate.settings)
     ]
     values = {measure: _values(out, done, measure) for measure in measures}
     lines = tuple(_line(out, grid, outcomes, cell, measures) for cell in cells)
     by = grid.choose.by if grid.choose and tries else None
     items = {item for cell in done for item in _items(out, cell, grid.endpoint)}
-    decisive = {item for cell in tries if is_done(outcomes, cell) for item in _items(out, cell, by or "")}
+    decisive = {item for cell in tries if is_done(out, outcomes, cell) for item in _items(out, cell, by or "")}
     return Results(
         name=grid.name,
         recipe=grid.recipe,
@@ -240,7 +250,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _line(
     out: Path, grid: Grid, outcomes: Mapping[str, Mapping[str, Any]], cell: Cell, measures: Sequence[str]
 ) -> Line:
-    outcome, done = outcomes.get(cell.name, {}), is_done(outcomes, cell)
+    outcome, done = outcomes.get(cell.name, {}), is_done(out, outcomes, cell)
     failed = outcome.get("status") == FAILED and outcome.get("recipe") == cell.recipe_hash
     scores = {measure: score for measure in measures if done and (score := read_mean(out, cell, measure)) is not None}
     files = {
@@ -282,18 +292,14 @@ def _items(out: Path, cell: Cell, measure: str) -> set[str]:
 
 
 def _names(out: Path, cell: Cell, measure: str, values: Mapping[str, float]) -> list[str]:
-    """Return what tells a measure's items from all others, also of other seeds: a problem's name, or a pair's text."""
-    texts: list[str] = []
-    if measure == HELDOUT:
-        path = out / cell.folder / "data" / "heldout.jsonl"
-        pairs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        texts = [json.dumps([pair["instruction"], pair["response"]]) for pair in pairs]
-    if len(texts) != len(values):  # problems; or some pairs were too long to be scored
+    """Return what tells a measure's items from all others, also of other seeds: a problem's name, a pair's digest."""
+    pairs = read_pair_digests(out, cell) if measure == HELDOUT else []
+    if len(pairs) != len(values):  # problems; or losses of an earlier version
         data = read_data_hash(out, cell, measure)
         return [f"{measure} {data} {item}" for item in values]
     seen: Counter[str] = Counter()
     names = []
-    for text in texts:
-        names.append(f"{text} {seen[text]}")  # a pair may be there twice
-        seen[text] += 1
+    for pair in pairs:
+        names.append(f"{pair} {seen[pair]}")  # a pair may be there twice
+        seen[pair] += 1
     return names

@@ -38,7 +38,7 @@ class Session:
 
     def done(self, cell: Cell) -> bool:
         """Return whether a cell has been made."""
-        return is_done(self.outcomes, cell)
+        return is_done(self.out, self.outcomes, cell)
 
     def failure(self, stage: Stage) -> str | None:
         """Return why a stage has failed in this session: cells that share it need not all try."""

@@ -29,6 +29,8 @@ class Row:
     cut: bool
     number: int = 0
     """Its place among the pairs, by which data are cut into slices."""
+    digest: str = ""
+    """The pair's."""
 
     @property
     def trained(self) -> int:
@@ -41,7 +43,10 @@ def encode(example: Example, tokenizer: Any, style: str, max_length: int) -> Row
     prompt = PROMPTS[style]
     before = tokenizer.encode(prompt.before(tokenizer, example.instruction), add_special_tokens=False)
     after = tokenizer.encode(example.response + prompt.after(tokenizer), add_special_tokens=False)
-    return Row(tokens=(before + after)[:max_length], prompt=len(before), cut=len(before) + len(after) > max_length)
+    return Row(
+        tokens=(before + after)[:max_length], prompt=len(before), cut=len(before) + len(after) > max_length,
+        digest=example.digest,
+    )  # fmt: skip
 
 
 def encode_all(
