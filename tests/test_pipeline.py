@@ -233,6 +233,22 @@ def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) ->
     assert {name for name in nodes if nodes[name].config != usual[name].config} == {"sft"}
 
 
+@pytest.mark.parametrize(("more", "changed"), [
+    (["tune.routed_lr=1", "tune.balance=1", "tune.z_loss=1", "tune.average_experts=1", "tune.train=routers"],
+     {"moe", "merge/learned"}),
+    (["tune.lr=1", "tune.epochs=9"], {"moe", "merge/learned"}),
+    (["tune.batch=8"], {"sft", "moe", "merge/learned"}),
+    (["tune.checkpoint_minutes=1"], set()),
+])  # fmt: skip
+def test_a_key_that_a_training_does_not_heed_does_not_make_it_anew(
+    more: list[str], changed: set[str], overrides: list[str], tmp_path: Path
+) -> None:
+    own = [*overrides, "sft.lr=1e-4", "sft.epochs=2"]
+    usual = pipeline.graph(load_recipe("tiny", own), tmp_path)
+    other = pipeline.graph(load_recipe("tiny", [*own, *more]), tmp_path)
+    assert {now.name for then, now in zip(usual, other, strict=True) if then.config != now.config} == changed
+
+
 def test_a_second_run_does_nothing(copied: Path, overrides: list[str]) -> None:
     before = mtimes(copied)
     said = run(recipe_with(overrides), copied)

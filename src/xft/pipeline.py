@@ -22,7 +22,7 @@ from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
 from xft.errors import DataError, FetchError, RecipeError
 from xft.graph import Node, bring_up_to_date, run_folder
-from xft.recipe import BenchmarkConfig, EvalConfig, Recipe
+from xft.recipe import IDLE, MIXTURES_ONLY, BenchmarkConfig, EvalConfig, Recipe
 from xft.stage import Meter, folder_digest, read_manifest
 
 SEEDS_APART = 1_000_003
@@ -114,7 +114,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     from xft.merge.methods import MERGE_METHODS
 
     base_folder = resolve_base(recipe.base)
-    tune = recipe.tune.model_dump()
+    tune = recipe.tune.model_dump(exclude=IDLE)
     _ = Checkpoint(base_folder).family  # a clear error for a folder that holds no model of a known family
     digest, style = _read_base(base_folder, recipe.prompt, _state(base_folder))
     work = _Work(recipe, out, style)
@@ -125,7 +125,9 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         return {"method": method, "merge": recipe.merge.model_dump(include=heeded)}
 
     epochs, rate = sft_schedule(recipe)
-    sft = {"tune": tune, "epochs": epochs, "prompt": style, "lr": rate}
+    # What a dense model has no use for, or SFT's own stands for, is left out: it would only make SFT anew.
+    dense = recipe.tune.model_dump(exclude={*IDLE, *MIXTURES_ONLY, "epochs", "lr"})
+    sft = {"tune": dense, "epochs": epochs, "prompt": style, "lr": rate}
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
     origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in recipe.upcycle.origins}

@@ -188,6 +188,9 @@ class TuneConfig(Section):
         return self
 
 
+IDLE = {"checkpoint_minutes"}
+"""Keys of the section tune on which no result depends."""
+
 MIXTURES_ONLY = ("train", "routed_lr", "balance", "balance_loss", "z_loss", "average_experts")
 """Keys of the section tune that a dense model has no use for."""
 

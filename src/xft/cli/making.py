@@ -176,7 +176,7 @@ def tune(
 ) -> None:
     """Instruction-tune a dense model or a mixture."""
     from xft.errors import RecipeError
-    from xft.recipe import MIXTURES_ONLY, TuneConfig
+    from xft.recipe import IDLE, MIXTURES_ONLY, TuneConfig
 
     sizes = {"epochs": epochs, "batch": batch, "micro_batch": micro_batch, "lr": lr, "max_length": max_length}
     config = options.section(TuneConfig, settings, **sizes)
@@ -207,7 +207,7 @@ def tune(
         pairs.unlink()
 
     inputs = {"model": folder_digest(folder)} | options.digests(sources)
-    options.finish(out, "tune", config.model_dump() | {"prompt": style}, inputs, work, seed)
+    options.finish(out, "tune", config.model_dump(exclude=IDLE) | {"prompt": style}, inputs, work, seed)
 
 
 def merge(
