@@ -226,6 +226,19 @@ def test_a_second_process_is_refused_while_the_first_one_lives_and_goes_on_after
     assert sorted(path.name for path in out.iterdir()) == ["begun.txt", "manifest.json", "result.txt"]
 
 
+def test_the_time_of_a_killed_try_counts_up_to_what_it_wrote_last(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "working\n"
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+        began = (tmp_path / "out.partial/begun.json").stat().st_mtime
+        os.utime(tmp_path / "out.partial/begun.txt", (began + 100, began + 100))
+    assert 200 <= run_stage(out, stage_of(write()))["wall_seconds"] < 260
+
+
 def test_a_second_process_with_another_key_leaves_the_first_ones_folder_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)

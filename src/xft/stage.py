@@ -90,6 +90,7 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
             shutil.rmtree(partial)
             return manifest
         begun = read_json(partial / BEGUN, {}) or {"key": stage.key, "started": _now(), "wall_seconds": 0.0}
+        begun["wall_seconds"] += _untold_seconds(partial)
         write_json(partial / BEGUN, begun)
         meter = Meter()
         reset_peak_memory()
@@ -121,6 +122,15 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         out.rmdir()
     partial.rename(out)
     return manifest
+
+
+def _untold_seconds(partial: Path) -> float:
+    """Return how long a try worked that was killed: until it last wrote a file, since it wrote when it began."""
+    if not (partial / BEGUN).exists():
+        return 0.0
+    began = (partial / BEGUN).lstat().st_mtime  # one that ends by itself writes it last
+    written = [path.lstat().st_mtime for path in partial.rglob("*") if path.name != ".lock"]
+    return max(written) - began
 
 
 def _difference(manifest: dict[str, Any], stage: Stage) -> str:
