@@ -47,6 +47,12 @@ def written(folder: Path, **changes: Any) -> Path:
             {"choose": CHOOSE, "methods": {"sft": {"row": "sft", "set": {"tune.lr": 1}}}},
             "tune.lr is set by methods.sft",
         ),
+        (
+            {"choose": CHOOSE, "methods": {"sft": {"row": "sft", "set": {"tune": {"lr": {}}}}}},
+            "tune.lr is set by methods.sft; leave it out in one of the two",
+        ),
+        ({"choose": CHOOSE | {"set": {"tune.lr": 1}}}, "choose.vary: tune.lr is set by choose.set"),
+        ({"against": ["xft", "xft"]}, "against: a method is there twice"),
         ({"choose": CHOOSE | {"vary": {"seed": [1]}}}, "choose.vary: seed is no setting of a method"),
         ({"choose": CHOOSE | {"set": {"seed": 1}}}, "choose.set: the seeds of a screening"),
         ({"choose": CHOOSE | {"vary": {}}}, "choose.vary"),
@@ -73,6 +79,14 @@ def test_a_wrong_grid_is_refused_with_the_place_of_its_fault(
         ({"methods": {"sft": {"row": "soup"}}}, "row soup averages SFT runs; set sft.soup"),
         ({"methods": {"sft": {"row": "sft", "set": {"tune.lrr": 1}}}}, "methods.sft: tiny: tune: unknown key 'lrr'"),
         ({"endpoint": "mbpp"}, "mbpp is to decide, but is not scored; scored: heldout, humaneval"),
+        (
+            {"endpoint": "humaneval+", "recipe": "smollm2-135m"},
+            r"methods.delta: humaneval\+ is to decide, so it can't be optional .* list it without `optional`",
+        ),
+        (
+            {"set": {"eval.benchmarks": [{"name": "mbpp", "optional": True}]}, "endpoint": "mbpp"},
+            "mbpp is to decide, so it can't be optional",
+        ),
         ({"recipe": "tyny"}, "no such recipe file.*did you mean 'tiny'"),
     ],
 )
@@ -95,6 +109,22 @@ def test_the_recipe_is_found_beside_the_grid_and_overrides_go_to_all_cells(tmp_p
         assert (cell.recipe.eval.n, cell.recipe.seed) == (2, cell.seed)
     with pytest.raises(RecipeError, match="overrides have the form key=value"):
         load_grid(written(tmp_path), ["tune.lr"])
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("upcycle.rank=8", "methods.delta.set has upcycle.rank"),
+        ("upcycle={rank: 8}", "methods.delta.set has upcycle.layout"),
+        ("tune.lr=0.5", "choose.vary has tune.lr"),
+        ("data.heldout=5", "choose.set has data.heldout"),
+    ],
+)
+def test_an_override_that_would_be_lost_is_refused(override: str, where: str, tmp_path: Path) -> None:
+    path = written(tmp_path, choose=CHOOSE | {"set": {"data.heldout": 9}})
+    with pytest.raises(RecipeError, match=f"would be lost where {where}; change it there"):
+        load_grid(path, [override])
+    assert load_grid(path, ["upcycle.ranks=8", "eval.n=3"]).set["eval.n"] == 3
 
 
 def test_the_resolved_grid_is_a_grid_and_means_the_same(tmp_path: Path) -> None:

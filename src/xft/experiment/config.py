@@ -5,6 +5,7 @@ This file is the reference of the YAML: each field's type, range, default and me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,6 +92,8 @@ class Grid(Section):
                     f"{key} must be one of the methods ({', '.join(self.methods)}), got {name!r}"
                     + did_you_mean(name, self.methods)
                 )
+        if len(set(self.against)) < len(self.against):
+            raise ValueError("against: a method is there twice")
         if self.baseline in self.against:
             raise ValueError(f"against: {self.baseline} is the baseline, with which all are compared anyway")
         for where, seeds in (("seeds", self.seeds), ("choose.seeds", self.choose.seeds if self.choose else [])):
@@ -118,26 +121,48 @@ def _check_screening(grid: Grid, choose: Choose) -> None:
     for key in choose.vary:
         if key.split(".")[0] in COMMON:
             raise ValueError(f"choose.vary: {key} is no setting of a method")
-        for name, method in grid.methods.items():
-            if key in method.set:
-                raise ValueError(f"choose.vary: {key} is set by methods.{name}; leave it out in one of the two")
+        others = {f"methods.{name}": method.set for name, method in grid.methods.items()} | {"choose.set": choose.set}
+        for where, changes in others.items():
+            if any(_overlap(key, other) for other in changes):
+                raise ValueError(f"choose.vary: {key} is set by {where}; leave it out in one of the two")
     if "seed" in choose.set:
         raise ValueError("choose.set: the seeds of a screening are its key `seeds`; leave `seed` out")
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Return whether two keys change the same: they are one, or one is the other's section."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _refuse_lost(overrides: Mapping[str, Any], grid: Grid) -> None:
+    """Refuse overrides that the grid would override in turn.
+
+    Raises:
+        RecipeError: one would be lost.
+    """
+    stronger = {f"methods.{name}.set": method.set for name, method in grid.methods.items()}
+    if grid.choose:
+        stronger |= {"choose.vary": grid.choose.vary, "choose.set": grid.choose.set}
+    for where, changes in stronger.items():
+        for key in overrides:
+            if lost := [other for other in changes if _overlap(key, other)]:
+                raise RecipeError(f"command line: {key} would be lost where {where} has {lost[0]}; change it there")
 
 
 def load_grid(path: Path, overrides: list[str] | None = None) -> Grid:
     """Read a grid file; overrides change the recipe in all cells, as `set` does.
 
     Raises:
-        RecipeError: no such file, not YAML, or a key that is unknown, mistyped or out of range.
+        RecipeError: no such file, not YAML, a key that is unknown, mistyped or out of range, or a lost override.
     """
     if not path.is_file():
         raise RecipeError(f"{path}: no such grid file; docs/experiments.md tells how to write one")
     tree = read_mapping(path, Grid)
     grid = parse_section(Grid, tree, where=str(path))
-    changes = grid.set | dict(map(parse_override, overrides or []))
+    given = dict(map(parse_override, overrides or []))
+    _refuse_lost(given, grid)
     beside = path.parent / grid.recipe
     recipe = str(beside) if beside.is_file() else grid.recipe
     return parse_section(
-        Grid, grid.model_dump() | {"set": changes, "recipe": recipe}, where=f"command line, for {path.name}"
+        Grid, grid.model_dump() | {"set": grid.set | given, "recipe": recipe}, where=f"command line, for {path.name}"
     )

@@ -123,7 +123,7 @@ class Plan:
 
 
 def check_cell(cell: Cell, decides: str, where: str) -> None:
-    """Check that a cell's run has its row and scores what decides.
+    """Check that a cell's run has its row and scores what decides, whatever is missing.
 
     Raises:
         RecipeError: it does not.
@@ -142,6 +142,11 @@ def check_cell(cell: Cell, decides: str, where: str) -> None:
         raise RecipeError(
             f"{where}: {decides} is to decide, but is not scored; scored: {', '.join(scored)}"
             f"{did_you_mean(decides, scored)}"
+        )
+    if any(entry.name == decides and entry.optional for entry in recipe.eval.benchmarks):
+        raise RecipeError(
+            f"{where}: {decides} is to decide, so it can't be optional as the recipe has it; "
+            "list it without `optional` in eval.benchmarks, in the grid's own `set`"
         )
 
 
