@@ -16,6 +16,7 @@ import yaml
 
 from browser import CHROMIUM, WIDTHS, measure
 from xft.errors import RecipeError
+from xft.eval.over_seeds import compare_over_seeds
 from xft.experiment.cells import read_outcomes, write_outcomes
 from xft.experiment.choice import Candidate, Choice, write_choices
 from xft.experiment.collect import _shared
@@ -115,11 +116,53 @@ def test_all_are_compared_with_other_methods_too(out: Path) -> None:
     for name in ("same", "base"):
         assert f"## Against {name}" in table
         assert f"<h2>Against {name}</h2>" in page
-    assert "9 comparisons, each at 5%" in table
+    assert "12 verdicts, each at 5%" in table  # those of the second measure too
+    for text in (table, page):
+        assert "p is over the seeds, with these problems; only the intervals cover the choice of problems, too" in text
     with pytest.raises(RecipeError, match="against must be one of the methods"):
         write_cells(out, [1], against=["sfft"])
     with pytest.raises(RecipeError, match="sft is the baseline"):
         write_cells(out, [1], against=["sft"])
+
+
+def test_only_what_is_shown_is_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, compared = write_cells(out, [1, 2], against=["same", "base"]), []
+    monkeypatch.setattr(
+        "xft.experiment.collect.compare_over_seeds",
+        lambda *values, **how: compared.append(values) or compare_over_seeds(*values, **how),
+    )
+    shown = sum(len(each.differences) + len(each.others) for each in write_results(grid, out, "").methods)
+    assert len(compared) == shown == 12
+
+
+def test_unequal_passes_and_other_versions_are_said(out: Path) -> None:
+    equal = markdown(write_results(write_cells(out, [1, 2]), out, ""))
+    assert "Passes over" not in equal
+    assert "different versions" not in equal
+    methods = {"base": {"row": "base"}, "sft": {"row": "sft"}, "same": {"row": "sft", "set": {"sft.epochs": 9}},
+               "xft": {"row": "xft", "set": {"sft.soup": 2, "upcycle.experts_from": "soup"}}}  # fmt: skip
+    grid = write_cells(out, [1, 2], methods=methods)
+    path = out / "runs/recipe/seed-1/sft/manifest.json"
+    write_json(path, json.loads(path.read_text()) | {"versions": {"torch": "1"}, "device": "GPU"})
+    results = write_results(grid, out, "")
+    assert results.versions == {"torch": ("2", "1")}
+    assert results.devices == ("CPU", "GPU")
+    assert "Passes over the pairs: 2 of sft; 4 of xft; 9 of same. A difference may come of that." in markdown(results)
+    assert "Made with different versions: torch 2, 1. A difference" in markdown(results)
+    assert "<dt>torch</dt><dd>2, 1</dd>" in render(results)
+
+
+def test_the_screenings_cost_says_that_failed_cells_are_not_in_it(out: Path) -> None:
+    choose = {"vary": {"tune.lr": [1e-4, 1e-3]}, "seeds": [101]}
+    grid = write_cells(out, [1], choose=choose)
+    rates = [{"tune.lr": rate} for rate in choose["vary"]["tune.lr"]]
+    tried = [Candidate(settings=rates[0], scores={"101": 0.5}, failures={}, folders=()),
+             Candidate(settings=rates[1], scores={}, failures={"101": "nan"}, folders=())]  # fmt: skip
+    write_choices(out, {"sft": Choice(chosen=rates[0], candidates=tuple(tried), flops=1e12)})
+    assert "failed cell" not in render(write_results(grid, out, ""))
+    (cell,) = Plan(grid).screening("sft", rates[1])
+    write_outcomes(out, {cell.name: {"recipe": cell.recipe_hash, "status": "failed", "reason": "nan"}})
+    assert "1.0e12 FLOPs, 0.0 s, without 1 failed cell, stages" in render(write_results(grid, out, ""))
 
 
 def test_a_method_that_lacks_seeds_is_named(out: Path) -> None:

@@ -24,7 +24,7 @@ from xft.experiment.choice import Choice, read_choices
 from xft.experiment.config import HELDOUT, Grid
 from xft.experiment.plan import Cell, Plan
 from xft.report.contents import Cost
-from xft.stage import read_json
+from xft.stage import MANIFEST, read_json
 
 FAILED, NOT_RUN = "failed", "not run"
 
@@ -43,6 +43,8 @@ class Line:
     """Of a failure."""
     settings: Mapping[str, Any]
     """All keys in which its recipe differs from the file."""
+    passes: int
+    """How often its model was trained on the pairs."""
     folder: str
     """The run directory, relative to the experiment's."""
     scores: Mapping[str, float]
@@ -110,7 +112,8 @@ class Results:
     """Those of them that the screening was decided by, too."""
     command: str
     devices: tuple[str, ...]
-    versions: Mapping[str, str]
+    versions: Mapping[str, tuple[str, ...]]
+    """Of each tool those that made what is done; several where it was made at several times."""
 
     @property
     def failed(self) -> tuple[Line, ...]:
@@ -140,6 +143,7 @@ def collect(plan: Plan, out: Path, grid_text: str, command: str) -> Results:
     values = {measure: _values(out, done, measure) for measure in measures}
     lines = tuple(_line(out, grid, outcomes, cell, measures) for cell in cells)
     by = grid.choose.by if grid.choose and tries else None
+    manifests = [manifest for cell in done for manifest in _manifests(out, cell).values()]
     items = {item for cell in done for item in _items(out, cell, grid.endpoint)}
     decisive = {item for cell in tries if is_done(out, outcomes, cell) for item in _items(out, cell, by or "")}
     return Results(
@@ -160,8 +164,8 @@ def collect(plan: Plan, out: Path, grid_text: str, command: str) -> Results:
         items=len(items),
         shared_items=len(items & decisive),
         command=command,
-        devices=tuple(dict.fromkeys(filter(None, (_manifest(out, cell).get("device") for cell in done)))),
-        versions=_manifest(out, done[-1]).get("versions", {}) if done else {},
+        devices=tuple(dict.fromkeys(filter(None, (manifest.get("device") for manifest in manifests)))),
+        versions=_versions(manifests),
     )
 
 
@@ -203,12 +207,13 @@ def _method(
         estimates[measure] = estimate_over_seeds(
             list(ours.values.values()), bounds=(0.0, 1.0) if share else None
         )  # fmt: skip
-        found = {other: _compared(ours, methods.get(other), share) for other in (grid.baseline, *grid.against)}
-        told = {other: difference for other, difference in found.items() if difference and other != name}
+        # Only what is shown, since a comparison takes a second of many problems.
+        shown = (grid.baseline, *(grid.against if measure == grid.endpoint else ()))
+        found = {other: _compared(ours, methods.get(other), share) for other in shown if other != name}
+        told = {other: difference for other, difference in found.items() if difference}
         if grid.baseline in told:
-            differences[measure] = told[grid.baseline]
-        if measure == grid.endpoint:
-            others = {other: told[other] for other in grid.against if other in told}
+            differences[measure] = told.pop(grid.baseline)
+        others |= told
     costs = [line.cost for line in lines if line.method == name and line.cost]
     chosen = choices[name].chosen if name in choices else {}
     return MethodResult(
@@ -227,9 +232,12 @@ def _method(
 
 
 def _compared(ours: _Scored, theirs: _Scored | None, share: bool) -> SeedDifference | None:
-    """Compare two methods over the seeds on which both have scored the same."""
-    both = [seed for seed in ours.values if theirs and ours.hashes[seed] == theirs.hashes.get(seed)]
-    if not theirs or not both:
+    """Compare two methods over the seeds on which both have scored the same, and items have the same names."""
+    if not theirs:
+        return None
+    same = [seed for seed in ours.values if ours.hashes[seed] == theirs.hashes.get(seed)]
+    both = [seed for seed in same if ours.values[seed].keys() & theirs.values[seed].keys()]
+    if not both:
         return None
     pair = _shared([ours.values[seed] for seed in both], [theirs.values[seed] for seed in both])
     return compare_over_seeds(*pair, higher_is_better=share, bounds=(-1.0, 1.0) if share else None)
@@ -264,6 +272,7 @@ def _line(
         status="done" if done else FAILED if failed else NOT_RUN,
         reason=str(outcome["reason"]) if failed else "",
         settings=cell.changes,
+        passes=cell.passes,
         folder=cell.folder,
         scores=scores,
         items=files,
@@ -276,14 +285,23 @@ def _line(
 
 def _stage_keys(out: Path, cell: Cell) -> dict[str, str]:
     """Return the key of each finished stage in a cell's run, those of other rows' models excepted."""
+    return {place: str(manifest["key"]) for place, manifest in _manifests(out, cell).items()}
+
+
+def _manifests(out: Path, cell: Cell) -> dict[str, dict[str, Any]]:
+    """Return the manifest of each finished stage that made a cell's scores."""
     places = ["base", "data", *cell.made_by, f"eval/{cell.row}"]
-    manifests = {place: read_json(out / cell.folder / place / "manifest.json", {}) for place in places}
-    return {place: str(manifest["key"]) for place, manifest in manifests.items() if "key" in manifest}
+    manifests = {place: read_json(out / cell.folder / place / MANIFEST, {}) for place in places}
+    return {place: manifest for place, manifest in manifests.items() if "key" in manifest}
 
 
-def _manifest(out: Path, cell: Cell) -> dict[str, Any]:
-    """Return the manifest of the last stage that made a cell's scores."""
-    return dict(read_json(out / cell.folder / "eval" / cell.row / "manifest.json", {}))
+def _versions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Return all versions of each tool."""
+    found: dict[str, dict[str, None]] = {}
+    for manifest in manifests:
+        for tool, version in manifest.get("versions", {}).items():
+            found.setdefault(tool, {})[version] = None
+    return {tool: tuple(versions) for tool, versions in found.items()}
 
 
 def _items(out: Path, cell: Cell, measure: str) -> set[str]:

@@ -53,6 +53,17 @@ class Cell:
 
         return made_by(self.row, self.recipe.sft.soup, self.recipe.upcycle.from_soup)
 
+    @property
+    def passes(self) -> int:
+        """Return how often the cell's model was trained on the pairs; a learned merge leaves it as it is."""
+        recipe = self.recipe
+        sft = recipe.sft.epochs or recipe.tune.epochs
+        if self.row.split("-")[0] == "base":
+            return 0
+        if self.row in ("sft", "soup"):
+            return sft
+        return recipe.tune.epochs + (sft if recipe.upcycle.from_soup else 0)
+
     def command(self, recipe: str) -> str:
         """Return the command that makes this run alone, from the same recipe."""
         changes = [f"{key}={said(value)}" for key, value in self.changes.items()]

@@ -108,7 +108,7 @@ def notes(results: Results) -> list[str]:
     pairs = [
         method.differences[results.endpoint] for method in results.methods if results.endpoint in method.differences
     ]
-    compared = len(pairs) + sum(len(method.others) for method in results.methods)
+    verdicts = sum(len(method.differences) + len(method.others) for method in results.methods)
     told = []
     if seeds == 1:
         told.append("One seed: the intervals cover the choice of problems, not the luck of training.")
@@ -125,8 +125,18 @@ def notes(results: Results) -> list[str]:
                 f"it needs {needed}. "
                 "Verdicts rest on the intervals."
             )
-    if compared > 1:
-        told.append(f"{compared} comparisons, each at 5%: not adjusted for their number.")
+        told.append("p is over the seeds, with these problems; only the intervals cover the choice of problems, too.")
+    if verdicts > 1:
+        told.append(f"{verdicts} verdicts, each at 5%: not adjusted for their number.")
+    passes: dict[int, dict[str, None]] = {}
+    for line in results.lines:
+        if line.passes:
+            passes.setdefault(line.passes, {})[line.method] = None
+    if len(passes) > 1:
+        listed = "; ".join(f"{number} of {', '.join(names)}" for number, names in sorted(passes.items()))
+        told.append(f"Passes over the pairs: {listed}. A difference may come of that.")
+    if several := [f"{tool} {', '.join(found)}" for tool, found in results.versions.items() if len(found) > 1]:
+        told.append(f"Made with different versions: {'; '.join(several)}. A difference may come of that.")
     if results.chosen_by:
         told.append(
             f"Settings were chosen by {unit(results.chosen_by).spoken} with other seeds; of the {results.items} items "
@@ -359,7 +369,9 @@ def _screening(results: Results) -> tuple[list[str], list[list[str]]]:
 def _screening_cost(results: Results) -> str:
     flops = sum(choice.flops for choice in results.choices.values())
     seconds = sum(choice.wall_seconds for choice in results.choices.values())
-    return f"{power(flops)} FLOPs, {duration(seconds)}"
+    failed = sum(line.status == FAILED for line in results.screened)
+    without = f", without {failed} failed cell{'s' * (failed > 1)}" if failed else ""
+    return f"{power(flops)} FLOPs, {duration(seconds)}{without}"
 
 
 def _bracket(cell: Cell) -> str:
