@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +93,8 @@ def bring_up_to_date(
     Raises:
         RunError: redoing needs the user's word.
     """
-    present = _present(nodes, out)  # looked up first: what others add meanwhile is not what no longer fits
-    fitting = _fitting(nodes, out, recipe.seed)
-    emptied = {name: fitting.pop(name) for name in _wanted_again(nodes, fitting)}
-    _ask_before_redoing(present, out, fitting, redo, confirm, say)
+    stale, emptied = outdated(nodes, out, recipe.seed)
+    ask_before_redoing(stale.values(), out, redo, confirm, say)
     prepare()
     (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     for number, node in enumerate(nodes, start=1):
@@ -114,6 +112,16 @@ def bring_up_to_date(
             say(said)
             manifest = make(folder, stage)
         say(f"{said}: {clock(manifest['wall_seconds'])}")
+
+
+def outdated(
+    nodes: Sequence[Node], out: Path, seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the manifests of the finished stages that will be redone, and of those whose deleted files are needed."""
+    present = _present(nodes, out)  # looked up first: what others add meanwhile is not what no longer fits
+    fitting = _fitting(nodes, out, seed)
+    emptied = {name: fitting.pop(name) for name in _wanted_again(nodes, fitting)}
+    return {name: manifest for name, manifest in present.items() if name not in fitting}, emptied
 
 
 def stage_of(node: Node, out: Path, seed: int) -> Stage:
@@ -182,20 +190,25 @@ def _wanted_again(nodes: Sequence[Node], fitting: dict[str, dict[str, Any]]) -> 
     return again
 
 
-def _ask_before_redoing(
-    present: Mapping[str, Mapping[str, Any]],
+def ask_before_redoing(
+    stale: Iterable[Mapping[str, Any]],
     out: Path,
-    fitting: Collection[str],
     redo: bool,
     confirm: Callable[[str], bool],
     say: Callable[[str], None],
 ) -> None:
-    """List finished stages that no longer fit, with what they took; ask when that is more than ten minutes."""
-    stale = {name: float(manifest["wall_seconds"]) for name, manifest in present.items() if name not in fitting}
-    if not stale:
+    """List finished stages that no longer fit, by their manifests; ask when they took more than ten minutes.
+
+    Raises:
+        RunError: they did, and the user has not agreed.
+    """
+    took: dict[str, float] = {}
+    for manifest in stale:
+        took[manifest["stage"]] = took.get(manifest["stage"], 0.0) + float(manifest["wall_seconds"])
+    if not took:
         return
-    total = sum(stale.values())
-    listed = ", ".join(f"{name} ({clock(seconds)})" for name, seconds in stale.items())
+    total = sum(took.values())
+    listed = ", ".join(f"{name} ({clock(seconds)})" for name, seconds in took.items())
     say(f"changed inputs: will redo {listed}; the old results stay in NAME.HASH folders")
     if total > ASK_SECONDS and not redo and not confirm(f"redo {clock(total)} of work?"):
         raise RunError(

@@ -209,6 +209,29 @@ def test_a_stage_that_fails_is_tried_by_one_and_again_at_the_next_start(
     assert toys(grid, out).failed == ()
 
 
+def test_more_than_ten_minutes_in_all_cells_together_are_asked_for_once_before_any_work(
+    common: dict[str, Any], toys: Toys, tmp_path: Path
+) -> None:
+    grid, out = grid_of(common, tmp_path / "grid", choose=CHOOSE, keep="scores"), tmp_path / "out"
+    toys(grid, out)
+    for path in out.glob("*/**/sft/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"wall_seconds": 101.0}))
+    toys.names.clear()
+    asked: list[str] = []
+
+    def start(answer: bool) -> None:
+        plan = load_grid(grid, ["tune.batch=2"])
+        execute.run(plan, out, command="", redo=False, say=lambda _: None,
+                    confirm=lambda question: bool(asked.append(question)) or answer)  # fmt: skip
+
+    with pytest.raises(RunError, match=r"of work would be redone \(.*sft \(10:0\d\).* say so with --redo"):
+        start(answer=False)
+    assert toys.names == {}
+    start(answer=True)
+    assert toys.names["sft"] == 6
+    assert len(asked) == 2
+
+
 class Held:
     """Stands for a model and its trainer, which hold one another."""
 

@@ -14,7 +14,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,23 @@ import yaml
 
 from xft.errors import BusyError, RunError, XftError
 from xft.experiment.cells import read_cost, read_mean, writing
-from xft.experiment.choice import Candidate, Choice, best, write_choices
+from xft.experiment.choice import Candidate, Choice, best, read_choices, write_choices
 from xft.experiment.collect import FAILED, Results
 from xft.experiment.config import Grid
 from xft.experiment.lines import Lines
 from xft.experiment.plan import RUNS, SCREENING, Cell, Combination, Plan
 from xft.experiment.report import write_results
 from xft.experiment.session import Session, joined
-from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to
+from xft.graph import (
+    Node,
+    ancestors,
+    ask_before_redoing,
+    bring_up_to_date,
+    fingerprints,
+    outdated,
+    run_folder,
+    run_to_add_to,
+)
 from xft.memory import release_memory
 from xft.pipeline import graph, look_up_names
 from xft.stage import Stage, drop_files, read_manifest, run_stage
@@ -50,12 +58,13 @@ def run(
 
     Raises:
         RecipeError, UnknownNameError: a cell's recipe is wrong; found before anything is written.
-        RunError: other processes are at it with other work, or `out` holds something else.
+        RunError: other processes are at it with other work, `out` holds something else, or redoing needs a user's word.
     """
     bench = _Bench(grid, out, command, redo, confirm, say)
     candidates = bench.candidates()
     work = bench.check(candidates)
     with joined(out, yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), work) as session:
+        bench.ask(candidates)
         bench.begin(session)
         choices = bench.choose(candidates)
         bench.work(bench.plan.confirmation({name: choice.chosen for name, choice in choices.items()}))
@@ -83,8 +92,6 @@ class _Bench:
         """By run directory and the recipe's hash."""
         self.cells: list[Cell] = []
         """All of this start, those of the screening first."""
-        self.agreed: set[tuple[str, str]] = set()
-        """Cells, each with a question that the user said yes to."""
         self.written = time.monotonic()
         self.total = 0
 
@@ -97,6 +104,26 @@ class _Bench:
         # What matters of the recipe is in the contents; its path may differ from process to process.
         tree = [self.grid.model_dump(mode="json", exclude={"recipe"}), contents]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+    def ask(self, candidates: Mapping[str, list[Combination]]) -> None:
+        """Ask once, before any work, for all that will be redone; what will be chosen is taken to be what was.
+
+        Raises:
+            RunError: it took more than ten minutes, and the user has not agreed.
+        """
+        before = {method: choice.chosen for method, choice in read_choices(self.out).items()}
+        likely = {method: before[method] if before.get(method) in tries else tries[0]
+                  for method, tries in candidates.items()}  # fmt: skip
+        tried = [cell for cells in self._tried(candidates).values() for each in cells for cell in each]
+        stale: dict[str, dict[str, Any]] = {}  # by key: what cells share is made once
+        for cell in [*tried, *self.plan.confirmation(likely)]:
+            folder = self.out / cell.folder
+            if folder.is_dir():
+                with contextlib.suppress(RunError), run_folder(folder, shared=True):  # told when the cell is taken
+                    nodes = ancestors(self._graph(cell), f"eval/{cell.row}")
+                    found, _ = outdated(nodes, folder, cell.seed)
+                    stale |= {manifest["key"]: manifest for manifest in found.values()}
+        ask_before_redoing(stale.values(), self.out, self.redo, self.confirm, self.say)
 
     def begin(self, session: Session) -> None:
         """Start the work, and the clock."""
@@ -120,16 +147,20 @@ class _Bench:
 
     def choose(self, candidates: Mapping[str, list[Combination]]) -> dict[str, Choice]:
         """Try the combinations out; return what was chosen for each method, which is written too."""
-        tried = {
-            method: [self.plan.screening(method, combination) for combination in combinations]
-            for method, combinations in candidates.items()
-            if len(combinations) > 1
-        }
+        tried = self._tried(candidates)
         self.work([cell for each in tried.values() for cells in each for cell in cells])
         choices = {method: self._choice(candidates[method], tried.get(method, [])) for method in candidates}
         with writing(self.out):
             write_choices(self.out, choices)
         return choices
+
+    def _tried(self, candidates: Mapping[str, list[Combination]]) -> dict[str, list[list[Cell]]]:
+        """Return the cells that try each combination out, of the methods for which there is something to choose."""
+        return {
+            method: [self.plan.screening(method, combination) for combination in combinations]
+            for method, combinations in candidates.items()
+            if len(combinations) > 1
+        }
 
     def _choice(self, combinations: list[Combination], tried: list[list[Cell]]) -> Choice:
         if not tried or self.grid.choose is None:
@@ -181,7 +212,7 @@ class _Bench:
             nodes = ancestors(self._graph(cell), target)
             with run_to_add_to(nodes, folder, cell.recipe.seed):
                 bring_up_to_date(
-                    nodes, folder, cell.recipe, redo=self.redo, confirm=partial(self._confirmed, cell),
+                    nodes, folder, cell.recipe, redo=True, confirm=self.confirm,  # asked before
                     say=lambda line: None if line.startswith("[") else self.lines.about(cell, line, once=True),
                     make=make, hold=self.session.making,
                 )  # fmt: skip
@@ -207,12 +238,6 @@ class _Bench:
                 write_results(self.grid, self.out, self.command, self.plan)
             self.written = time.monotonic()
         return True
-
-    def _confirmed(self, cell: Cell, question: str) -> bool:
-        """Ask the user, once: a cell that is put off does not ask again."""
-        if (cell.name, question) not in self.agreed and self.confirm(question):
-            self.agreed.add((cell.name, question))
-        return (cell.name, question) in self.agreed
 
     def _make_stage(self, cell: Cell, place: Path, stage: Stage) -> dict[str, Any]:
         if reason := self.session.failure(stage):
