@@ -170,7 +170,9 @@ class _Bench:
         for combination, cells in zip(combinations, tried, strict=True):
             scores = {str(cell.seed): read_mean(self.out, cell, by) for cell in cells if self.session.done(cell)}
             failed = [cell for cell in cells if not self.session.done(cell)]
-            failures = {str(cell.seed): self.session.outcomes[cell.name]["reason"] for cell in failed}
+            failures = {
+                str(cell.seed): self.session.outcomes[cell.name].get("reason", "its scores are gone") for cell in failed
+            }
             failures |= {seed: f"{by} was not scored" for seed, score in scores.items() if score is None}
             found.append(
                 Candidate(
