@@ -234,7 +234,7 @@ def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("more", "changed"), [
-    (["tune.routed_lr=1", "tune.balance=1", "tune.z_loss=1", "tune.average_experts=1", "tune.train=routers"],
+    (["tune.routed_lr=1", "tune.balance=1", "tune.z_loss=1", "tune.average_experts=1", "tune.train=experts"],
      {"moe", "merge/learned"}),
     (["tune.lr=1", "tune.epochs=9"], {"moe", "merge/learned"}),
     (["tune.batch=8"], {"sft", "moe", "merge/learned"}),

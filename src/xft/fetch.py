@@ -136,11 +136,12 @@ def fetch_parts(parts: Parts) -> Path:
     target = folder / parts.filename
     if target.exists():
         return target
-    with locked(folder / ".lock", wait=math.inf):
+    with locked(folder.with_name(f"{folder.name}.lock"), wait=math.inf):
         return target if target.exists() else _join_parts(parts, folder, target)
 
 
 def _join_parts(parts: Parts, folder: Path, target: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     with track(parts.filename, parts.count) as advance:
         pieces = []
         for number in range(1, parts.count + 1):
