@@ -1,8 +1,9 @@
 """FAMILIES: what differs between model families, as data.
 
 To add a family, register a `Family` here; the tests over `FAMILIES` then upcycle, prove, tune, merge and reload a tiny
-random model of it: `pytest $(grep -rl FAMILIES tests) -k NAME`. What such a model needs to be telling, such as a scale
-that is 1 by default, goes into `SPECIAL` in tests/conftest.py; a scale of the logits into `SCALINGS` in tune/loss.py.
+random model of it: `pytest $(grep -rl --include='test_*.py' FAMILIES tests) -k NAME`. What such a model needs to be
+telling, such as a scale that is 1 by default, goes into `SPECIAL` in tests/conftest.py; a scale of the logits into
+`SCALINGS` in tune/loss.py.
 
 A family has its layers in a list `TRUNK.layers`, each with its FFN in `mlp`, and `num_hidden_layers`, `hidden_size` and
 `intermediate_size` in config.json. One that is built otherwise (GPT-J, Falcon) does not fit.

@@ -21,7 +21,10 @@ from command import Xft, refused
         (("upcycle", "BASE", "OUT", "--set", "noise"), ("--set noise", "key=value")),
         (("merge", "MOE", "OUT", "--shared-weight", "1.5"), ("--shared-weight", "1; see --help")),
         (("merge", "MOE", "OUT", "--shared-weight", "-0.5"), ("--shared-weight", "0; see --help")),
-        (("merge", "MOE", "OUT", "--method", "median"), ("unknown merge method 'median'", "learned, router-weighted")),
+        (
+            ("merge", "MOE", "OUT", "--method", "no-such"),
+            ("unknown merge method 'no-such'", "learned, router-weighted"),
+        ),
         (("merge", "MOE", "OUT"), ("no data; give --data FILE",)),
         (("upcycle", "BASE", "OUT", "--set", "experts.x=5"), ("experts", "valid integer")),
         (("upcycle", "BASE", "OUT", "--set", "noise=["), ("noise", "valid number")),

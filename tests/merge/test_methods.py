@@ -31,7 +31,7 @@ def median(experts_E: Sequence[Tensor], base: Tensor, weights_E: Tensor, options
     return base + torch.stack([expert - base for expert in experts_E]).median(0).values
 
 
-@pytest.fixture(params=[*sorted(MERGE_METHODS), "median"])
+@pytest.fixture(params=[*sorted(MERGE_METHODS), "a newcomer's"])
 def method(request: Any) -> Iterator[MergeMethod]:
     if request.param in MERGE_METHODS:
         yield MERGE_METHODS[request.param]

@@ -96,7 +96,9 @@ def test_the_gradient_reaches_the_logits_of_every_token(name: str, routed: int, 
     (routing.shared_T + (routing.routed_TK * 1.7 ** (1 + routing.ids_TK)).sum(-1)).sum().backward()
     assert logits_TR.grad is not None
     assert torch.isfinite(logits_TR.grad).all()
-    assert (logits_TR.grad.abs().sum(-1) > 0).all()
+    assert (logits_TR.grad.abs().sum(-1) > 0).all(), (
+        f"no gradient with k={k}; a rule that needs more says so by `least`"
+    )
 
 
 @pytest.mark.parametrize("name", GATED)
