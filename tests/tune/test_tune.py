@@ -163,7 +163,8 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(whole: tuple[TuneJob
         assert summaries[0] == summaries[1]
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("whole", ["mixture"], indirect=True)
 def test_an_interruption_saves_a_resume_point_first(
     whole: tuple[TuneJob, Path], tmp_path: Path, by: signal.Signals
@@ -180,25 +181,27 @@ def test_an_interruption_saves_a_resume_point_first(
     assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(folder).items())
 
 
+@pytest.mark.parametrize("step", [5, 18])
 @pytest.mark.parametrize("whole", ["mixture"], indirect=True)
-def test_an_interruption_in_the_last_step_loses_nothing(
-    whole: tuple[TuneJob, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interruption_in_any_step_loses_nothing(
+    whole: tuple[TuneJob, Path], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, out = whole
     job = replace(job, out=str(tmp_path), config=job.config | {"checkpoint_minutes": 60})
-    log = MetricsFile.on_log
+    begin = MetricsFile.on_step_begin
 
-    def log_and_interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        log(self, args, state, control, **rest)
-        if state.global_step == state.max_steps:
+    def begin_and_interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        begin(self, args, state, control, **rest)
+        if state.global_step == step - 1:
             signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsFile, "on_log", log_and_interrupt)
+        patch.setattr(MetricsFile, "on_step_begin", begin_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             tune(job, Meter())
     assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == [f"checkpoint-{step}"]
     tune(job, Meter())
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 19))
     assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(tmp_path).items())
