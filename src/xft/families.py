@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from xft.checkpoint import Checkpoint
 
 MOE_PREFIX = "xft_"
-
-
 DEQUANTISE = "dequantise the model first, or give one that isn't quantised"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from xft.curate.config import CurateSource
 from xft.data.example import Example
 from xft.data.sources import (
+    PIECE,
     SHOWN,
     BadRecordError,
     Rejected,
@@ -32,7 +33,6 @@ from xft.errors import DataError
 SHARD_BYTES = 1 << 20
 MAX_SHARDS = 4096
 """About so many shards at most; those of larger inputs are larger."""
-PIECE = 1 << 20
 EXAMPLE_KEYS = {"instruction", "response", "source", "meta"}
 TEXT_KEYS = ("text", "content")
 

@@ -35,7 +35,8 @@ def linear(experts_E: Sequence[Tensor], weights_E: Tensor, out: Tensor | None = 
 
     Some rows at a time, each expert's after the other: the sum stays in the cache, and nothing is allocated anew.
     """
-    mixed = torch.empty(experts_E[0].shape, dtype=torch.float32, device=weights_E.device) if out is None else out
+    like = experts_E.whole_OI if isinstance(experts_E, LowRank) else experts_E[0]
+    mixed = torch.empty(like.shape, dtype=torch.float32, device=weights_E.device) if out is None else out
     if isinstance(experts_E, LowRank):
         experts_E.sum_into(mixed, weights_E)
         return mixed

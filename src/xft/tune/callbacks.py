@@ -165,14 +165,13 @@ class ResumePoints(TrainerCallback):
         self.interrupted = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save; unless the run ends with this step anyway."""
-        asked = torch.tensor(
-            [self.interrupted, time.monotonic() - self.saved >= self.seconds], dtype=torch.float32, device=args.device
-        )
+        """Save when interrupted, or when it is time and the run does not end with this step anyway."""
+        due = time.monotonic() - self.saved >= self.seconds
         if args.world_size > 1:  # all processes must agree; a signal may have reached one before another
+            asked = torch.tensor([self.interrupted, due], dtype=torch.float32, device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        self.interrupted = bool(asked[0])
-        control.should_save = self.interrupted or (bool(asked[1]) and state.global_step < state.max_steps)
+            self.interrupted, due = map(bool, asked.tolist())
+        control.should_save = self.interrupted or (due and state.global_step < state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock anew, or end here."""
