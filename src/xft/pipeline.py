@@ -247,7 +247,8 @@ class _Work:
         return work
 
     def sft(self, train: Path, seed: int) -> Callable[[Path, Meter], None]:
-        return self._tune("base", train, *sft_schedule(self.recipe), seed, "tune SFT")
+        section = "sft" if self.recipe.sft.lr else "tune"
+        return self._tune("base", train, *sft_schedule(self.recipe), seed, "tune SFT", section)
 
     def soup(self, members: Sequence[str]) -> Callable[[Path, Meter], None]:
         def work(folder: Path, _meter: Meter) -> None:
@@ -262,7 +263,7 @@ class _Work:
         return self._tune("upcycle", train, recipe.tune.epochs, recipe.tune.lr, recipe.seed, "tune mixture")
 
     def _tune(
-        self, model: str, train: Path, epochs: int, lr: float, seed: int, label: str
+        self, model: str, train: Path, epochs: int, lr: float, seed: int, label: str, section: str = "tune"
     ) -> Callable[[Path, Meter], None]:
         def work(folder: Path, meter: Meter) -> None:
             from xft.tune.tune import TuneJob, tune
@@ -270,7 +271,7 @@ class _Work:
             tune(
                 TuneJob(
                     model=str(self.out / model), pairs=str(train), out=str(folder), prompt=self.style, epochs=epochs,
-                    lr=lr, seed=seed, config=self.recipe.tune.model_dump(), label=label,
+                    lr=lr, seed=seed, config=self.recipe.tune.model_dump(), label=label, section=section,
                 ),
                 meter,
             )  # fmt: skip

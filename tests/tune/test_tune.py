@@ -326,8 +326,9 @@ def test_a_router_without_a_gate_can_not_be_all_that_learns(tiny_dense: Path, pa
 
 
 def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"step \d+: .* lower tune.lr"):
-        tune(job_of(tiny_dense, pairs, tmp_path / "out", lr=1e30, clip=0.0), Meter())
+    job = replace(job_of(tiny_dense, pairs, tmp_path / "out", lr=1e30, clip=0.0), section="sft")
+    with pytest.raises(DivergedError, match=r"step \d+: .* lower sft.lr"):
+        tune(job, Meter())
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

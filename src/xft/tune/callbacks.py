@@ -25,13 +25,18 @@ METRICS = "metrics.jsonl"
 
 
 class DivergenceGuard(TrainerCallback):
-    """Stop before a gradient that is not finite reaches the weights."""
+    """Stop before a gradient that is not finite reaches the weights; `section` is the recipe's with the rate."""
+
+    def __init__(self, section: str = "tune") -> None:
+        self.section = section
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Check every gradient."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if not torch.isfinite(norm):
-            raise DivergedError(f"step {state.global_step + 1}: the gradient's norm is {float(norm)}; lower tune.lr")
+            raise DivergedError(
+                f"step {state.global_step + 1}: the gradient's norm is {float(norm)}; lower {self.section}.lr"
+            )
 
 
 class MetricsFile(TrainerCallback):

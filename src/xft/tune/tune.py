@@ -69,6 +69,8 @@ class TuneJob:
     seed: int
     config: dict[str, Any]
     label: str = "tune"
+    section: str = "tune"
+    """The recipe's that has the learning rate, for messages."""
 
 
 def tune(job: TuneJob, meter: Meter, *, processes: int | None = None) -> None:
@@ -152,9 +154,10 @@ def train(job: TuneJob) -> None:
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0, numbered=bool(ungated(model))
         ),
         config=config,
+        section=job.section,
     )
     metrics = MetricsFile(out, lambda seconds: trainer.measure(seconds, len(rows)))
-    callbacks = [DivergenceGuard(), BiasBalance(trainer), metrics, ShowProgress(job.label)]
+    callbacks = [DivergenceGuard(job.section), BiasBalance(trainer), metrics, ShowProgress(job.label)]
     if config.average_experts:
         callbacks.append(ExpertAveraging(config.average_experts))
     points = ResumePoints(config.checkpoint_minutes)
