@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xft.data.example import Example
 from xft.data.prepare import write_examples
+from xft.errors import CheckpointError, DataError
 from xft.eval import heldout
 from xft.tune.dataset import encode
 
@@ -36,6 +37,22 @@ def test_each_loss_is_the_models_own_mean_over_the_response(
     assert [line["loss"] for line in lines] == pytest.approx(expected, abs=1e-4)
     assert math.isclose(scores["mean"], sum(expected) / 4, abs_tol=1e-4)
     assert scores["interval"][0] <= scores["mean"] <= scores["interval"][1]
+
+
+def test_too_few_pairs_for_an_interval_and_losses_that_are_not_finite_are_errors(
+    tiny_dense: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_dense).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dense)
+    write_examples(tmp_path / "one.jsonl", PAIRS[:1])
+    with pytest.raises(DataError, match=r"one.jsonl: 1 pair to score, and an interval needs 2"):
+        heldout.heldout_losses(model, tokenizer, tmp_path / "one.jsonl", tmp_path, style="chat", label="t")
+    write_examples(tmp_path / "pairs.jsonl", PAIRS)
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"t: the loss of pair \d is nan"):
+        heldout.heldout_losses(model, tokenizer, tmp_path / "pairs.jsonl", tmp_path, style="chat", label="t")
+    assert not (tmp_path / "scores.json").exists()
 
 
 def test_each_loss_names_its_pair_whatever_is_left_out(

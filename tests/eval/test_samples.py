@@ -62,7 +62,7 @@ REJECTED = {
     "no task_id": {"code": "x"},
     "no problem of toy": {"task_id": "toy/99", "code": "x"},
     "no code, solution or completion": {"task_id": "toy/1", "answer": "x"},
-    "code is no text": {"task_id": "toy/1", "code": None},
+    "code is no text": {"task_id": "toy/1", "code": 3},
     "sample is no number": {"task_id": "toy/1", "code": "x", "sample": "first"},
 }
 
@@ -74,6 +74,16 @@ def test_a_line_that_answers_no_problem_is_rejected_and_the_rest_is_read(tmp_pat
     assert (first.code, last.code, last.sample) == ("x", "x", 1)
     assert isinstance(bad, Reject)
     assert (bad.line, bad.reason) == (3, reason)
+
+
+def test_a_refusal_is_an_answer_without_a_program(tmp_path):
+    (answer,) = read(lines(tmp_path / "s.jsonl", {"task_id": "toy/2", "completion": None}))
+    assert answer.code == ""
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (answer,) = read(lines(tmp_path / "s.jsonl", b'\xef\xbb\xbf{"task_id": "toy/2", "code": "x"}\n'))
+    assert answer.code == "x"
 
 
 def test_the_same_sample_number_twice_is_a_duplicate(tmp_path):

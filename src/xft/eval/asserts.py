@@ -22,14 +22,62 @@ SYNTAX = (
 )
 FUNCTIONS: Mapping[str, Any] = {
     each.__name__: each
-    for each in (abs, all, any, bool, dict, float, frozenset, int, len, list, max, min, range, round, set, sorted, str)
+    for each in (abs, all, any, bool, dict, float, frozenset, int, len, list, max, min, round, set, sorted, str)
 } | {each.__name__: each for each in (sum, tuple, zip)}
 MAX_CHECKS = 1000
-MAX_POWER = 100
+MAX_SIZE = 1 << 20
+"""Items of a product or a range, and bits of a number: an answer may be an operand."""
 
 
 class CannotSplitError(ValueError):
     """What the tests do beyond asserting something of calls with known arguments."""
+
+
+def _times(left: Any, right: Any) -> Any:
+    for each, number in ((left, right), (right, left)):
+        if isinstance(number, int) and hasattr(each, "__len__"):
+            _fits(len(each) * number)
+    _fits(_bits(left) + _bits(right))
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    _fits(_bits(left) * right)
+    return left**right
+
+
+def _shifted(left: Any, right: Any) -> Any:
+    _fits(_bits(left) + right)
+    return left << right
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    if not isinstance(left, int | float):  # a text's format may ask for any width
+        raise TypeError
+    return left % right
+
+
+def _range(*bounds: Any) -> range:
+    first, *last = bounds
+    _fits(abs(last[0] - first) if last else first)
+    return range(*bounds)
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _fits(size: Any) -> None:
+    if size > MAX_SIZE:
+        raise OverflowError
+
+
+BOUNDED: Mapping[type[ast.operator], Any] = {
+    ast.Mult: _times, ast.Pow: _power, ast.LShift: _shifted, ast.Mod: _modulo,
+}  # fmt: skip
+"""What stands for the operators whose results may be much larger than their operands."""
+GIVEN = {**FUNCTIONS, "range": _range} | {f"<{op.__name__}>": function for op, function in BOUNDED.items()}
+"""What expressions can call, the operators by names that no source text has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +95,7 @@ class Check:
         """Tell whether the assert holds of the answers; what raises an exception does not."""
         found = {f"answer_{index}": answer for index, answer in enumerate(answers)}
         try:
-            return bool(eval(self.condition, {"__builtins__": {}, **FUNCTIONS, **self.names, **found}))
+            return bool(eval(self.condition, {"__builtins__": {}, **GIVEN, **self.names, **found}))
         except Exception:
             return False
 
@@ -145,7 +193,7 @@ def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
     """Compute a value that no answer has part in."""
     code = _compile(ast.fix_missing_locations(ast.Expression(node)), set(names))
     try:
-        return eval(code, {"__builtins__": {}, **FUNCTIONS, **names})
+        return eval(code, {"__builtins__": {}, **GIVEN, **names})
     except Exception as error:
         raise CannotSplitError(f"{ast.unparse(node)[:100]}: {type(error).__name__}") from None
 
@@ -156,12 +204,19 @@ def _compile(expression: ast.Expression, names: set[str]) -> CodeType:
     for node in ast.walk(expression):
         if not isinstance(node, SYNTAX):
             raise CannotSplitError(f"syntax that is not evaluated here: {type(node).__name__}")
-        if isinstance(node, ast.Name) and node.id not in names | bound | FUNCTIONS.keys():
+        if isinstance(node, ast.Name) and node.id not in names | bound | GIVEN.keys():
             raise CannotSplitError(f"unknown name {node.id}")
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-            power = node.right
-            if not (isinstance(power, ast.Constant) and isinstance(power.value, int) and power.value <= MAX_POWER):
-                raise CannotSplitError("a power that may be large")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return compile(expression, "<assert>", "eval")
+        return compile(ast.fix_missing_locations(_Bounded().visit(copy.deepcopy(expression))), "<assert>", "eval")
+
+
+class _Bounded(ast.NodeTransformer):
+    """Replace operators by the functions that stand for them."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if type(node.op) not in BOUNDED:
+            return node
+        name = ast.Name(id=f"<{type(node.op).__name__}>", ctx=ast.Load())
+        return ast.Call(func=name, args=[node.left, node.right], keywords=[])

@@ -16,6 +16,7 @@ from xft.stage import read_json
 SAME = (
     *("prompt", "decoding", "temperature", "top_p", "seed", "samples_per_problem", "max_new_tokens", "stop", "batch"),
     *("limits", "sandbox", "python", "tools", "dtype", "device"),
+    *("backend", "endpoint", "sent", "attention"),
 )
 """Keys of scores.json that should be alike in a fair comparison."""
 LOSSES = "losses.jsonl"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("numpy",)
 """What candidates may import beside the standard library."""
 MEMORY_MB = 4096
+IMPORT_SECONDS = 60.0
+"""For all libraries, on a busy machine."""
 PROOFS = 3
 REPLY_BYTES = 1 << 20
 """Room for an answer, beside that for the right one."""
@@ -70,21 +72,36 @@ class FunctionBenchmark(ABC):
         Raises:
             SandboxError: the sandbox failed; says nothing about Python.
         """
-        libraries = [f"{each} {importlib.metadata.version(each)}" for each in LIBRARIES]
-        version = ", ".join([platform.python_version(), *libraries])
+        tool = python(sandbox)
+        if tool.fault:
+            return [tool]
         usable = [problem for problem in self.problems() if problem.tool == "python"]
-        imports = "".join(f"import {each}\n" for each in LIBRARIES)
         for problem in usable[:: max(1, len(usable) // PROOFS)][:PROOFS]:
-            right = self.judge(problem, imports + problem.stub + problem.canonical, sandbox)
+            right = self.judge(problem, problem.stub + problem.canonical, sandbox)
             if right.status != "passed":
                 said = f"{right.status}: {right.error or 'no message'}"
-                fault = f"the canonical solution of {problem.task_id} does not pass ({said}); check {version}"
-                return [Tool(name="python", version=version, fault=fault)]
+                fault = f"the canonical solution of {problem.task_id} does not pass ({said}); check {tool.version}"
+                return [replace(tool, fault=fault)]
             wrong = self.judge(problem, f"def {problem.entry_point}(*_):\n    return object\n", sandbox)
             if wrong.status == "passed":
                 fault = f"a wrong solution of {problem.task_id} passes; check the benchmark's data"
-                return [Tool(name="python", version=version, fault=fault)]
-        return [Tool(name="python", version=version)]
+                return [replace(tool, fault=fault)]
+        return [tool]
+
+
+def python(sandbox: Sandbox) -> Tool:
+    """Return Python, which is at fault where candidates can't import LIBRARIES.
+
+    Raises:
+        SandboxError: the sandbox failed; says nothing about Python.
+    """
+    libraries = [f"{each} {importlib.metadata.version(each)}" for each in LIBRARIES]
+    version = ", ".join([platform.python_version(), *libraries])
+    imports = "".join(f"import {each}\n" for each in LIBRARIES)
+    outcome = sandbox.run(imports, seconds=IMPORT_SECONDS, memory_mb=MEMORY_MB)
+    said = f"{outcome.status}: {outcome.error or 'no message'}"
+    fault = "" if outcome.status == "passed" else f"{', '.join(LIBRARIES)} can't be imported ({said}); check {version}"
+    return Tool(name="python", version=version, fault=fault)
 
 
 def call_within(

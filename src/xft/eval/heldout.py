@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xft.data.prepare import read_pairs
+from xft.errors import CheckpointError, DataError
 from xft.eval.metrics import mean_interval
 from xft.progress import track
 from xft.stage import write_json
@@ -23,8 +25,15 @@ BATCH_TOKENS = 1024
 
 @torch.inference_mode()
 def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style: str, label: str) -> dict[str, Any]:
-    """Write losses.jsonl and scores.json into `out`; return the scores."""
+    """Write losses.jsonl and scores.json into `out`; return the scores.
+
+    Raises:
+        DataError: too few pairs for an interval.
+        CheckpointError: a loss that is not finite.
+    """
     rows, counts = encode_all(read_pairs(pairs), tokenizer, style, MAX_LENGTH)
+    if len(rows) < 2:
+        raise DataError(f"{pairs}: {len(rows)} pair to score, and an interval needs 2; give more held-out pairs")
     collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
     losses: dict[int, float] = {}
@@ -37,6 +46,9 @@ def heldout_losses(model: Any, tokenizer: Any, pairs: Path, out: Path, *, style:
             each = token_losses(hidden, targets, logits_of(model)).split([rows[n].trained for n in part])
             losses |= {number: float(values.mean()) for number, values in zip(part, each, strict=True)}
             advance(len(part))
+    for number, loss in losses.items():
+        if not math.isfinite(loss):
+            raise CheckpointError(f"{label}: the loss of pair {number + 1} is {loss}; are the weights whole?")
     lines = [
         {"id": number, "pair": row.digest, "tokens": row.trained, "loss": losses[number]}
         for number, row in enumerate(rows)

@@ -108,7 +108,7 @@ def _answer(line: bytes, benchmark: Benchmark, problems: Mapping[str, Problem], 
     """Read one line."""
     unusable = ""
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
         text, unusable = line.decode("utf-8", "replace"), "not UTF-8"
     try:
@@ -137,6 +137,8 @@ def _code(record: Mapping[str, Any], benchmark: Benchmark, problem: Problem) -> 
     """Return a record's program."""
     for key in ("code", "solution", "completion"):
         if key in record:
+            if record[key] is None:  # servers give it for a refusal: an answer without a program
+                return ""
             if not isinstance(record[key], str):
                 raise _Rejected(f"{key} is no text", problem.task_id)
             return benchmark.assemble(problem, record[key]) if key == "completion" else str(record[key])

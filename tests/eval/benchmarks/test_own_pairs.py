@@ -127,6 +127,18 @@ def test_the_pairs_of_the_package_are_problems_too(sandbox, tmp_path):
     assert [tool.fault for tool in benchmark.tools(sandbox)] == [""]
 
 
+def test_a_response_may_begin_with_what_must_stand_first(tmp_path, sandbox):
+    future = GOOD | {"response": f"from __future__ import annotations\n\n\n{GOOD['response']}"}
+    (tool,) = write(tmp_path / "future.jsonl", future).tools(sandbox)
+    assert tool.fault == ""
+
+
+def test_tests_that_ask_for_no_more_than_truth_are_judged_wherever_they_stand(tmp_path, sandbox):
+    even = {"instruction": "Even?", "response": "def even(n):\n    return n % 2 == 0\n", "tests": ["assert even(2)"]}
+    (tool,) = write(tmp_path / "even.jsonl", even).tools(sandbox)
+    assert tool.fault == ""
+
+
 def test_references_are_run_once_a_process(tmp_path, sandbox, monkeypatch):
     benchmark = write(tmp_path / "once.jsonl", {**GOOD, "instruction": "Once."})
     benchmark.tools(sandbox)

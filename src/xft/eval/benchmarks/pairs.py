@@ -21,7 +21,7 @@ from xft.data.sources import SUFFIXES, BadRecordError, read_records, to_example
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.extract import FENCE, extract_program, parse, parseable_prefix
-from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts, judge_beside
+from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts, judge_beside, python
 from xft.prompts import PROMPTS
 from xft.recipe import PAIRS, folder_of
 
@@ -87,7 +87,7 @@ class Pairs(FunctionBenchmark):
         return self.extract(problem, completion, "completion")
 
     def tools(self, sandbox: Sandbox) -> Sequence[Tool]:
-        """Let Python judge every reference, once a process, and a few programs that are wrong.
+        """Let Python judge every reference, once a process.
 
         Raises:
             DataError: a reference does not pass its tests.
@@ -97,7 +97,7 @@ class Pairs(FunctionBenchmark):
         if proof not in PROVED:
             PROVED[proof] = self._prove(sandbox)
         self.beside = PROVED[proof]
-        return super().tools(sandbox)
+        return [python(sandbox)]
 
     def judge(self, problem: Problem, code: str, sandbox: Sandbox) -> Judgement:
         """Run a program against the record's tests; called from several threads at once.
