@@ -222,6 +222,13 @@ def test_an_index_that_names_a_shard_which_is_not_there_is_an_error(weight_map: 
         Checkpoint(with_index(tmp_path, weight_map=weight_map))
 
 
+def test_a_folder_with_an_index_and_a_single_file_too_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, TENSORS, shard_bytes=60)
+    save_file({"cube": torch.zeros(3)}, tmp_path / SINGLE)
+    with pytest.raises(CheckpointError, match=rf"both {SINGLE} and {INDEX}, two models; move one of them away"):
+        Checkpoint(tmp_path)
+
+
 def test_an_index_cannot_reach_files_outside_the_folder(tmp_path: Path) -> None:
     save_file({"cube": torch.zeros(3)}, tmp_path / "secret.safetensors")
     with pytest.raises(CheckpointError, match="this shard is missing"):

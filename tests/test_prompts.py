@@ -38,6 +38,19 @@ def test_the_chat_prompt_is_the_tokenizers_own_and_opens_the_answer(tokenizer: A
     assert PROMPTS["chat"].after(tokenizer) == "<|im_end|>"
 
 
+def test_the_end_of_an_answer_is_found_whatever_the_template_says_behind_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|end_of_{{ m['role'] }}_reply|>{% endfor %}"
+    assert PROMPTS["chat"].after(tokenizer) == "<|end_of_assistant_reply|>"
+    tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(RecipeError, match="leaves answers out; use prompt=magicoder"):
+        PROMPTS["chat"].after(tokenizer)
+
+
+def test_a_template_that_asks_for_the_date_gets_one_that_does_not_change(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0]['content'] }}"
+    assert PROMPTS["chat"].before(tokenizer, "Add.") == "26 July 2024: Add."
+
+
 def test_auto_takes_the_chat_template_where_there_is_one(tokenizer: Any) -> None:
     assert resolve_prompt("auto", tokenizer) == "chat"
     tokenizer.chat_template = None

@@ -81,7 +81,14 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"a: [", "not a YAML file"), (b"\xff\xfe\xfa", "not a YAML file"), (b"- 1", "a mapping")]
+    ("content", "message"),
+    [
+        (b"a: [", "not a YAML file"),
+        (b"\xff\xfe\xfa", "not a YAML file"),
+        (b"- 1", "a mapping"),
+        (b"tune:\n  lr: 1\nname: a\ntune:\n  epochs: 9\n", "the key 'tune' stands twice"),
+        (b"tune:\n  lr: 1\n  lr: 2\n", "the key 'lr' stands twice"),
+    ],
 )
 def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -137,6 +144,8 @@ def test_a_data_override_replaces_the_sources_and_keeps_the_keys_beside_them() -
         "a.jsonl",
         "b.parquet",
     ]
+    (source,) = load_recipe("tiny", ["data={path: a.jsonl, columns: {instruction: q}}"]).data.sources
+    assert (source.path, source.columns) == ("a.jsonl", {"instruction": "q"})
 
 
 def test_a_key_beside_sources_given_as_a_string_can_be_overridden(recipe_file: Path) -> None:
@@ -154,6 +163,8 @@ def test_a_key_beside_sources_given_as_a_string_can_be_overridden(recipe_file: P
         ("tune.lr", "overrides have the form key=value"),
         ("=3", "overrides have the form key=value"),
         ("tune.lr.deep=3", "tune.lr: "),
+        ("upcycle.rank=64", "upcycle: rank is that of differences; with layout=copy there are none"),
+        ("eval.top_p=0.5", "eval: top_p=0.5 is for sampling; set temperature above 0"),
     ],
 )
 def test_a_wrong_override_is_named(recipe_file: Path, override: str, message: str) -> None:

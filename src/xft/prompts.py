@@ -5,7 +5,9 @@ To add a style, register a `Prompt` here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +44,11 @@ class Prompt(Protocol):
         ...
 
 
+ANSWER = "(what is answered)"
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+DAY = datetime(2024, 7, 26)
+"""What templates get for today, else tuning and scoring would differ by their days; Llama 3's own default."""
+
 PROMPTS: Registry[Prompt] = Registry("prompt style", also=("auto", "to score also completion"))
 
 
@@ -53,15 +60,23 @@ class Chat:
         """Render the template up to the place where the assistant starts to speak."""
         if not tokenizer.chat_template:
             raise RecipeError("prompt: chat needs a base with a chat template; this one has none, use prompt=magicoder")
-        turn = [{"role": "user", "content": instruction}]
-        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        return _rendered(tokenizer, [{"role": "user", "content": instruction}], add_generation_prompt=True)
 
     def after(self, tokenizer: ChatTokenizer) -> str:
         """Return what the template puts behind an assistant turn, up to the token that ends generation."""
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        tail = text[text.rindex("y") + 1 :].rstrip()
-        return tail or (tokenizer.eos_token or "")
+        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ANSWER}]
+        _, found, tail = _rendered(tokenizer, turns).rpartition(ANSWER)
+        if not found:
+            raise RecipeError("prompt: chat: the base's chat template leaves answers out; use prompt=magicoder")
+        return tail.rstrip() or (tokenizer.eos_token or "")
+
+
+def _rendered(tokenizer: ChatTokenizer, turns: list[dict[str, str]], **options: Any) -> str:
+    """Apply the template; on the same day always, for some put the date into their prompts."""
+    template = tokenizer.chat_template
+    if isinstance(template, str):
+        options["chat_template"] = TODAY.sub(lambda asked: repr(DAY.strftime(asked[2])), template)
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ class UpcycleConfig(Section):
     def _active_within_experts(self) -> UpcycleConfig:
         if self.active > self.experts:
             raise ValueError(f"active must be at most experts={self.experts}, got {self.active}")
+        if self.layout not in ("delta", "adapter") and self.changed("rank"):
+            raise ValueError(f"rank is that of differences; with layout={self.layout} there are none: leave it out")
         if self.layout in ("delta", "adapter") and (self.redraw or self.noise):
             raise ValueError(f"redraw and noise change copies; with layout={self.layout} there are none")
         if self.layout != "copy" and self.experts_from:
@@ -313,6 +315,8 @@ class EvalConfig(Section):
     def _samples_differ(self) -> EvalConfig:
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n={self.n} greedy samples would all be alike; set temperature above 0")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ValueError(f"top_p={self.top_p} is for sampling; set temperature above 0, or leave it out")
         return self
 
 
@@ -408,7 +412,7 @@ def read_mapping(path: Path, schema: type[Section]) -> dict[str, Any]:
         RecipeError: it can't be read, or is not a YAML mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}; give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -416,6 +420,16 @@ def read_mapping(path: Path, schema: type[Section]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; known keys: {', '.join(schema.model_fields)}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own readers drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _fault(schema: type[Section], tree: dict[str, Any]) -> str | None:
@@ -494,5 +508,6 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     if key == "data":  # the keys beside the sources stay
         old = node.get("data")
         kept = {k: v for k, v in old.items() if k != "sources"} if isinstance(old, dict) else {}
-        value = {**kept, "sources": value if isinstance(value, list) else str(value).split(",")}
+        sources = [value] if isinstance(value, dict) else value if isinstance(value, list) else str(value).split(",")
+        value = {**kept, "sources": sources}
     node[last] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -73,6 +74,25 @@ def test_tune_takes_a_column_map_and_skips_bad_lines_on_request(xft: Xft, tiny_d
     assert reject["where"] == f"{data}:5"
     assert "not JSON" in reject["reason"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows"] == 4
+    others = ("--column", "instruction=solution", "--column", "response=problem")
+    refused(xft("tune", tiny_dense, tmp_path / "out", "--data", data, *others, *QUICK, "--skip-bad"), "something else")
+    assert xft("tune", tiny_dense, tmp_path / "out", "--data", data, *columns, *QUICK, "--skip-bad").code == 0
+
+
+def test_a_place_that_can_not_be_written_is_one_line(
+    xft: Xft, tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    refused(xft("run", "tiny", "--out", tmp_path / "file"), tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    for here in (".", ".."):
+        refused(xft("upcycle", tiny_dense, here), f"{here}: give the name of a folder to make")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("xft.upcycle.upcycle", full)
+    refused(xft("upcycle", tiny_dense, tmp_path / "moe"), "somewhere: No space left on device", "the same command")
 
 
 def test_a_uniform_merge_needs_no_data_and_is_the_mean(xft: Xft, tiny_moe: Path, tmp_path: Path) -> None:

@@ -290,6 +290,8 @@ def test_a_stage_in_the_making_does_not_count(run: Path) -> None:
     shutil.rmtree(run / "eval/base-completion")
     (run / "recipe.yaml").write_text(RECIPE.partition("eval:")[0])
     (run / "eval/base-chat.partial").mkdir()
+    (run / "eval/base-completion.1a2b3c4d").mkdir()  # put aside
+    (run / "eval/base-completion.partial.1a2b3c4d").mkdir()
     assert [row.name for row in collect(run).rows] == ["base", "sft", "moe", "uniform", "xft"]
 
 
@@ -331,6 +333,12 @@ def test_a_damaged_file_is_named(run: Path, file: str, damage: str) -> None:
 def test_a_loss_that_is_no_number_is_refused_with_its_file(run: Path) -> None:
     write_losses(run, "xft", [0.5, float("nan")])
     with pytest.raises(RunError, match=r"eval/xft/heldout/.*nan"):
+        collect(run)
+
+
+def test_the_run_of_a_data_recipe_is_not_called_damaged(run: Path) -> None:
+    (run / "recipe.yaml").write_text("name: pairs\nseeds: [somewhere]\n")
+    with pytest.raises(RunError, match=r"the run of a data recipe; .*curate/README.md"):
         collect(run)
 
 

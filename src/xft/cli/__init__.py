@@ -41,6 +41,10 @@ def main() -> NoReturn:
     except XftError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except OSError as error:  # of the disk or the network: it is full, a folder may not be written
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; mend that, and the same command goes on", file=sys.stderr)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # newer versions of typer return it for an interruption

@@ -122,8 +122,6 @@ def upcycle(
     )  # fmt: skip
     if "soup" in config.experts_from:
         raise RecipeError("upcycle.experts_from=soup is for xft run, whose SFT runs it names; give models here")
-    if config.layout not in ("delta", "adapter") and config.changed("rank"):
-        raise RecipeError(f"rank is that of differences; with layout={config.layout} there are none: leave it out")
     options.need_training()
     from xft.base import resolve_base
     from xft.moe.routers import refuse_idle_gate, split_counts
@@ -207,7 +205,8 @@ def tune(
         pairs.unlink()
 
     inputs = {"model": folder_digest(folder)} | options.digests(sources)
-    options.finish(out, "tune", config.model_dump(exclude=IDLE) | {"prompt": style}, inputs, work, seed)
+    made = config.model_dump(exclude=IDLE) | {"prompt": style, "data": [source.model_dump() for source in sources]}
+    options.finish(out, "tune", made, inputs, work, seed)
 
 
 def merge(
@@ -278,6 +277,7 @@ def merge(
     inputs = {"moe": folder_digest(mixture.folder)} | options.digests(sources)
     inputs |= {"base": folder_digest(parent)} if parent else {}
     made = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
+    made |= {"data": [source.model_dump() for source in sources]}
     options.finish(out, "merge", made, inputs, work, seed)
 
 

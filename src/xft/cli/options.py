@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xft.errors import DataError, RecipeError
+from xft.errors import DataError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from xft.recipe import DataSource
@@ -109,6 +109,9 @@ def finish(
     """Make a folder as a stage of its own."""
     from xft.progress import clock
     from xft.stage import Stage, read_manifest, run_stage
+
+    if out.name in ("", ".."):  # it is made beside its place, and gets its name when it is whole
+        raise RunError(f"{out}: give the name of a folder to make")
 
     stage = Stage(name=name, config=config, inputs=inputs, work=work, seed=seed)
     before = (read_manifest(out) or {}).get("key") == stage.key

@@ -44,7 +44,7 @@ Compare = Callable[[Sequence[float], Sequence[float]], Difference]
 LOWER: Compare = partial(paired_difference, higher_is_better=False)
 """Of two losses the lower one is better."""
 
-NOT_RUN = "not-run.json"
+RECIPE, NOT_RUN = "recipe.yaml", "not-run.json"
 SHOWN = 3
 """Solved, and failed, problems of each benchmark shown with their code."""
 
@@ -66,12 +66,16 @@ def collect(run: Path) -> Report:
         RunError: it is not a run directory, or a file in it is damaged; the message names the file.
 
     """
-    recipe = run / "recipe.yaml"
+    recipe = run / RECIPE
     if not recipe.is_file():
-        raise RunError(f"{run}: not a run directory, it has no recipe.yaml; `xft run` makes one")
+        raise RunError(f"{run}: not a run directory, it has no {RECIPE}; `xft run` makes one")
     with _naming(recipe):
         text = recipe.read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
+        if "seeds" in tree:
+            raise RunError(
+                f"{run}: the run of a data recipe; its report is the data card, {run / 'curate' / 'README.md'}"
+            )
         name, base = str(tree["name"]), str(tree["base"])
         scoring = tree.get("eval") or {}
         styles = [str(style) for style in scoring.get("base_prompts") or []]
@@ -114,10 +118,14 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise RunError(f"{path}: damaged, {error} is missing; delete its folder and run again to rebuild it") from error
+        raise RunError(f"{path}: damaged, {error} is missing; {_remedy(path)}") from error
     except (OSError, ValueError, TypeError, AttributeError, IndexError, yaml.YAMLError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path}: damaged ({reason}); delete its folder and run again to rebuild it") from error
+        raise RunError(f"{path}: damaged ({reason}); {_remedy(path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    return f"start the run again, which writes {RECIPE}" if path.name == RECIPE else "delete its folder and run again"
 
 
 def _json(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
@@ -187,7 +195,7 @@ def _finite(value: Any) -> float:
 
 def _row_names(run: Path, styles: list[str], also: list[str], souped: int) -> list[str]:
     """Order the rows: the base, the base in other prompts (the recipe's, then any found), and what was made of it."""
-    found = sorted(path.name for path in run.glob("eval/base-*") if path.is_dir() and path.suffix != ".partial")
+    found = sorted(path.name for path in run.glob("eval/base-*") if path.is_dir() and "." not in path.name)
     bases = dict.fromkeys([*(f"base-{style}" for style in styles), *found])
     made = [row for name in COST_OF for row in ((name, "soup") if name == "sft" and souped > 1 else (name,))]
     return ["base", *bases, *made, *also]
