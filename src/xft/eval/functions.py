@@ -30,7 +30,8 @@ PROOFS = 3
 REPLY_BYTES = 1 << 20
 """Room for an answer, beside that for the right one."""
 FENCE_STOP = ("\n```",)
-SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
+END_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
+SPECIAL_STOPS = (*END_STOPS, "\nif __name__", "\ndef main(", "\nprint(")
 """EvalPlus's stops for plain continuation, in both benchmarks."""
 SHOWN = 100
 """Characters of a value in a message."""

@@ -53,6 +53,9 @@ def test_tests_are_read_from_the_record_or_its_meta(own):
         "Sure!\n```python\ndef double(numbers):\n    return [n + n for n in numbers]\n```\nDone.",
         "```\nimport math\n```\nThen\n```py\ndef double(numbers):\n    return [n + n for n in numbers]\n",
         "def double(numbers):\n    return [n + n for n in numbers]\n\nThis doubles (each one",
+        "def double(numbers):\n    return [n + n for n in numbers]\n\nassert double([1]) == 3\nprint(double(input()))",
+        "def double(numbers):\n    return []\n</think>\ndouble = lambda numbers: [n + n for n in numbers]\n",
+        "```\ndef double(numbers):\n    pass\n```\n```\ndef double(numbers):\n    return [n + n for n in numbers]\n```",
     ],
 )
 def test_an_answer_is_found_with_and_without_fences(own, sandbox, answer):
@@ -63,9 +66,29 @@ def test_an_answer_is_found_with_and_without_fences(own, sandbox, answer):
 def test_a_class_is_found_and_tested_beside_the_candidate(own, sandbox):
     problem = own.problems()[2]
     code = own.extract(problem, f"So:\n```python\n{problem.canonical}```", "chat")
+    assert own.extract(problem, f"Here it is:\n\n{problem.canonical}\nprint(Stack(", "chat") == problem.canonical
     verdict = own.judge(problem, code, sandbox)
     assert (verdict.status, verdict.in_process) == ("passed", True)
     assert own.judge(problem, code.replace("pop()", "pop(0)"), sandbox).status == "failed"
+
+
+def test_a_script_stays_where_the_reference_has_one(tmp_path):
+    script = "log = []\n\n\ndef note(n):\n    log.append(n)\n\n\nnote(1)\n"
+    record = {"instruction": "Note 1.", "response": script, "tests": "note(2)\nassert log == [1, 2]"}
+    first, second = write(tmp_path / "mine.jsonl", record, GOOD).problems()
+    benchmark = BENCHMARKS[f"pairs:{tmp_path / 'mine.jsonl'}"]
+    assert benchmark.extract(first, f"So:\n```\n{script}```", "chat").strip() == script.strip()
+    assert benchmark.extract(second, f"{GOOD['response']}inc(1)\n", "chat") == GOOD["response"]
+    read = {**GOOD, "tests": "step = 2\nassert inc(1) == step and one == 1"}
+    (third,) = write(tmp_path / "read.jsonl", read).problems()
+    before = "step = 1\nprint(step)\n\n\ndef inc(n):\n    return n + step\n\n\none = 1\n"
+    assert benchmark.extract(third, f"{before}two = 2\n", "chat") == before
+
+
+def test_a_fence_in_the_docstring_of_a_reference_is_no_fence(tmp_path):
+    response = 'def inc(n):\n    """Add.\n\n    ```\n    inc(1)\n    ```\n    """\n    return n + 1\n'
+    (problem,) = write(tmp_path / "mine.jsonl", {**GOOD, "response": response}).problems()
+    assert problem.canonical == response
 
 
 def test_what_tests_import_stands_beside_them(tmp_path, sandbox):

@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Any
 from xft.data.sources import SUFFIXES, BadRecordError, read_records, to_example
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
-from xft.eval.extract import FENCE, extract_program, parse, parseable_prefix
-from xft.eval.functions import MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts, judge_beside, python
+from xft.eval.extract import find_program, parse, segments, without_demo
+from xft.eval.functions import (
+    END_STOPS,
+    MEMORY_MB,
+    SPECIAL_STOPS,
+    FunctionBenchmark,
+    judge_asserts,
+    judge_beside,
+    python,
+)
 from xft.prompts import PROMPTS
 from xft.recipe import PAIRS, folder_of
 
@@ -30,7 +38,6 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 """For all tests of a problem together."""
-CHAT_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
 STOPS = (*SPECIAL_STOPS, "\nassert")
 PROVED: dict[tuple[str, str], frozenset[str]] = {}
 """Data and sandbox levels of which this process has seen all references pass: a run scores many models. With each, the
@@ -72,15 +79,19 @@ class Pairs(FunctionBenchmark):
         if style == "completion":
             return Request(instruction=None, prefix=problem.stub, stop=STOPS)
         PROMPTS[style]
-        return Request(instruction=problem.instruction, prefix="", stop=CHAT_STOPS)
+        return Request(instruction=problem.instruction, prefix="", stop=END_STOPS)
 
     def extract(self, problem: Problem, completion: str, style: str) -> str:
-        """Return the first stretch, fenced or not, that defines what the tests call, "" when there is none."""
-        for segment in FENCE.split(completion):
-            program = parseable_prefix(textwrap.dedent(segment))
-            if _called(problem.tests, problem.canonical) <= _defined(program):
-                return program
-        return extract_program(problem.stub, problem.entry_point, completion)
+        """Return the first stretch, fenced or not, that defines what the tests call, "" when there is none.
+
+        What follows the definitions is dropped, unless the reference has a script there, which the tests may need.
+        """
+        called = _called(problem.tests, problem.canonical)
+        program = find_program(problem.stub, called, completion)
+        program = program or find_program(problem.stub, {problem.entry_point}, completion)
+        used = _used(problem.tests)
+        scripted = without_demo(problem.canonical, called, used) != problem.canonical
+        return program if scripted else without_demo(program, called, used)
 
     def assemble(self, problem: Problem, completion: str) -> str:
         """Return the program in an answer that was made elsewhere: as `extract`, since no prompt has begun it."""
@@ -184,7 +195,7 @@ def _problem(record: Any, where: str, task_id: str) -> Problem:
     text = "\n".join([setup, *tests] if setup else tests)
     if parse(text) is None:
         raise BadRecordError("its tests are not Python")
-    for segment in FENCE.split(example.response):
+    for _, segment in segments(example.response):
         program = textwrap.dedent(segment).strip("\n") + "\n"
         if parse(program) is not None and (called := _called(text, program)):
             break
@@ -209,13 +220,14 @@ def _names(program: str) -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _called(tests: str, program: str) -> frozenset[str]:
     """Return those of a program's functions and classes that the tests use."""
+    return _used(tests).intersection(_names(program))
+
+
+@functools.lru_cache(maxsize=4096)
+def _used(tests: str) -> frozenset[str]:
+    """Return the names in tests."""
     tree = parse(tests)
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree else set()
-    return frozenset(used.intersection(_names(program)))
-
-
-def _defined(program: str) -> frozenset[str]:
-    return frozenset(_names(program))
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) if tree else frozenset()
 
 
 BENCHMARKS.register_prefix(PAIRS)(Pairs)
