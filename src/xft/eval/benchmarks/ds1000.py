@@ -25,7 +25,8 @@ from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
 from xft.eval.environment import contents_of, folder_of, lacking_of, python_of, versions_of
-from xft.eval.extract import parse
+from xft.eval.extract import parse, segments
+from xft.eval.functions import FENCE_STOP
 from xft.eval.sandbox import Outcome, Sandbox
 from xft.progress import track
 from xft.prompts import PROMPTS
@@ -52,8 +53,10 @@ PRELOAD = (
 )
 
 ENDS = ("</code>", "# SOLUTION END", "\nEND SOLUTION")
-FENCE = re.compile(r"^[ \t]*```([^\n`]*)(?:\n|\Z)", re.MULTILINE)
-FENCE_STOP = ("\n```",)
+CLOSED = re.compile(r"(?<=\S)```")
+"""A fence at the end of a line of code."""
+PYTHON = re.compile(r"\W*(?:i?py|$)")
+"""Labels of fences that may hold Python."""
 FUNCTION = re.compile(r"^def (\w+)\(.*\n(?:(?!def ).*\n)*?\[insert\]", re.MULTILINE)
 IN_FUNCTION = "### BEGIN SOLUTION"
 OF_THE_ANSWER = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -266,24 +269,30 @@ def _cut(text: str) -> str:
 
 
 def _from_chat(problem: Problem, answer: str) -> str:
-    """Find the code in a chat answer."""
-    code = _fenced(answer)
-    if "<code>" in code:
-        code = code.split("<code>", 1)[1]
-    for end in ENDS:
-        code = code.split(end)[0]
-    code = _without_prompt(problem.stub, code)
+    """Find the code in a chat answer: the first stretch that is Python, else what looks most like the answer."""
+    found = [(label, _trimmed(problem, text)) for label, text in segments(answer) if PYTHON.match(label)]
+    written = [each for each in found if each[1].strip()]
+    _, code = min(written, key=lambda each: 0 if _is_code(each[1]) else 2 - bool(each[0]), default=("", ""))
     return _body(problem, code) if problem.entry_point and code.strip() else code
 
 
-def _fenced(answer: str) -> str:
-    """Return what the first fence encloses; the answer may begin within one."""
-    first = FENCE.search(answer)
-    if not first:
-        return answer
-    if first[1].strip() or not answer[: first.start()].strip():
-        return answer[first.end() :].split("```")[0]
-    return answer[: first.start()]
+def _trimmed(problem: Problem, text: str) -> str:
+    """Return a stretch of an answer without the benchmark's marks and the prompt's own code."""
+    code = CLOSED.split(text.removeprefix("\n"))[0].split("<code>", 1)[-1]
+    for end in ENDS:
+        code = code.split(end)[0]
+    return _without_prompt(problem.stub, code)
+
+
+def _is_code(text: str) -> bool:
+    """Tell code from talk, of which a word or two can be Python too."""
+    tree = parse(textwrap.dedent(text))
+    return tree is not None and any(
+        any(isinstance(each, ast.Call) for each in ast.walk(node))
+        if isinstance(node, ast.Expr)
+        else not (isinstance(node, ast.AnnAssign) and node.value is None)
+        for node in tree.body
+    )
 
 
 def _without_prompt(stub: str, code: str) -> str:
