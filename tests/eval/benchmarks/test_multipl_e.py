@@ -291,6 +291,48 @@ def test_an_answer_becomes_a_program(name, what, text, program):
         assert found.strip("\n") == program.strip("\n")
 
 
+PROSE = [
+    "The function up(n) returns n + 1.",
+    "`fn up` and `func up(n)` add one; up(n) is `function up(n)`.",
+    "up(0);\n</think>\nSo:",
+]
+
+
+@pytest.mark.parametrize("prose", PROSE)
+@pytest.mark.parametrize(("name", "what", "text", "program"), CHAT, ids=[f"{case[0]}: {case[1]}" for case in CHAT])
+def test_talk_that_names_the_function_is_no_program(name, what, text, program, prose):
+    code = text.partition("```js\n")[2] or text.partition("```")[0]
+    found = from_chat(LANGUAGES[name], STUBS[name], "up", f"{prose}\n\n```{LANGUAGES[name].fence}\n{code}\n```")
+    assert found.rstrip() == program.rstrip() or found.split() == program.split()
+
+
+def test_a_body_is_told_from_the_talk_around_it():
+    for text in (
+        "return n + 1;\n```\nCall\n```js\nup(1)",
+        "Its body:\n```js\nreturn n + 1;\n```",
+        "Rust\n```rust\nn + 1\n",
+    ):
+        name = "rust" if "rust" in text else "js"
+        assert "n + 1" in from_chat(LANGUAGES[name], STUBS[name], "up", text)
+
+
+DECLARED = {
+    "cpp": "std::vector<long> up(std::function<long(long)> f, long n) {",
+    "java": "public static List<Long> up(Map<Long, Long> m) throws Exception {",
+    "js": "async function* up(n, f = () => 1) {",
+    "php": "function &up(?array $n = array(), int ...$m): ?array\n{",
+    "rust": "pub fn up<T: Fn(isize) -> isize>(f: T, n: [isize; 2]) -> Result<(), String> {",
+    "swift": "func up<T>(f: (Int) -> Int, n: (Int, Int)) throws -> [T] where T: Equatable {",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_definition_is_found_whatever_its_types(name):
+    pattern = LANGUAGES[name].definition.replace("NAME", "up")
+    assert re.search(pattern, DECLARED[name])
+    assert not any(re.search(pattern, prose) for prose in PROSE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ["", " \n\n", "```\n```\n"])
 def test_nothing_is_found_in_nothing(name, text):

@@ -18,6 +18,7 @@ from typing import Any
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
+from xft.eval.functions import END_STOPS, FENCE_STOP
 from xft.eval.languages import LANGUAGES, Language, ShapeError, from_chat, from_continuation
 from xft.eval.sandbox import Outcome, Sandbox
 from xft.prompts import PROMPTS
@@ -25,8 +26,6 @@ from xft.prompts import PROMPTS
 HUB_NAME = "nuprl/MultiPL-E"
 FOLDER = "multipl_e"
 INSTRUCTION = "Write a solution to the following problem, as one whole {title} function:\n```{fence}\n{stub}\n```"
-FENCE_STOP = ("\n```",)
-SPECIAL_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +89,7 @@ class MultiplE:
             UnknownNameError: no such style.
         """
         if style == "completion":
-            return Request(instruction=None, prefix=problem.stub, stop=(*problem.tests.stops, *SPECIAL_STOPS))
+            return Request(instruction=None, prefix=problem.stub, stop=(*problem.tests.stops, *END_STOPS))
         PROMPTS[style]
         title, fence = self.language.title, self.language.fence
         return Request(
@@ -102,7 +101,7 @@ class MultiplE:
     def extract(self, problem: Problem, completion: str, style: str) -> str:
         """Return the program in a completion, "" when there is none."""
         if style == "completion":
-            return from_continuation(problem.stub, completion, (*problem.tests.stops, *SPECIAL_STOPS))
+            return from_continuation(problem.stub, completion, (*problem.tests.stops, *END_STOPS))
         return from_chat(self.language, problem.stub, problem.entry_point, completion)
 
     def assemble(self, problem: Problem, completion: str) -> str:

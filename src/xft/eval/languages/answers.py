@@ -10,13 +10,16 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xft.eval.extract import segments
+from xft.eval.generate.backend import first_stop
+
 if TYPE_CHECKING:
     from xft.eval.languages.language import Language
 
 LONGEST = 100_000
-"""Characters of an answer that are read; what is longer is no answer to these problems."""
+"""Characters of a stretch that are read; what is longer is no answer to these problems."""
 
-FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$", re.MULTILINE)
+MARKS = re.compile(r"[;{}]|\breturn\b")
 TOKEN = re.compile(
     r"//[^\n]*|/\*.*?(?:\*/|\Z)|[{}]|\b(?:class|interface|enum|record)\s+\w+"
     r"|\"(?:[^\"\\\n]|\\.){0,400}\"|'(?:[^'\\\n]|\\.){0,400}'",
@@ -31,8 +34,8 @@ PHP_OPEN = re.compile(r"\A\s*<\?(?:php\b)?")
 
 def from_continuation(stub: str, completion: str, stops: Sequence[str]) -> str:
     """Return the stub with its continuation up to the first stop; "" when nothing was written."""
-    cut = min((at for stop in stops if (at := completion.find(stop)) >= 0), default=len(completion))
-    return stub + completion[:cut] if completion[:cut].strip() else ""
+    written = completion[: first_stop(completion, stops)]
+    return stub + written if written.strip() else ""
 
 
 def from_chat(language: Language, stub: str, entry: str, text: str) -> str:
@@ -41,15 +44,18 @@ def from_chat(language: Language, stub: str, entry: str, text: str) -> str:
     Understands a whole function, with or without the stub's preamble, a class around it, a `main` of its own, or only
     the body; talk before and after fences; a fence that was opened before the answer began, or is never closed.
     """
-    segments = [segment for segment in FENCE.split(text[:LONGEST]) if segment.strip()]
-    for segment in segments:
+    found = [(label, segment[:LONGEST]) for label, segment in segments(text) if segment.strip()]
+    for _, segment in found:
         answer = segment.strip("\n") + "\n"
         if match := re.search(language.definition.replace("NAME", re.escape(entry)), answer):
             return language.join(stub, answer, match.start())
-    if not segments:
-        return ""
-    body = next((text for text in segments if text.strip("\n")[0].isspace()), segments[0])  # before it may be talk
-    return _from_body(stub, body.strip("\n"), closed=language.closed_by_tests)
+    # Before the body may be talk: what is indented is none, nor what has a label or the marks of code.
+    _, body = min(
+        found,
+        key=lambda each: (not each[1].strip("\n")[0].isspace(), not (each[0] or MARKS.search(each[1]))),
+        default=("", ""),
+    )
+    return _from_body(stub, body.strip("\n"), closed=language.closed_by_tests) if body else ""
 
 
 def cpp(stub: str, answer: str, at: int) -> str:

@@ -18,8 +18,10 @@ JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xmx1
 """One thread that collects and a compiler that compiles once: a quick start where cores are few."""
 
 NAME_AND_PARENTHESIS = r"(\w+)\s*\("
-TYPED_DEFINITION = r"\bNAME\s*\([^;{}()]*(?:\([^;{}()]*\)[^;{}()]*)*\)[^;{}()]{0,200}\{"
-"""Of C++ and Java: a list of parameters, and a brace."""
+PARAMETERS_AND_BODY = r"\s*\([^;{}()]*(?:\([^;{}()]*\)[^;{}()]*)*\)[^;{}()]{0,200}\{"
+"""The brace tells a definition from prose that names the function."""
+TYPES_AND_BODY = r"\s*[<(][^{}]{0,1000}\{"
+"""The same where types hold parentheses and semicolons, too."""
 
 
 def remove(*names: str) -> Command:
@@ -43,7 +45,7 @@ LANGUAGES.register("cpp")(
         ),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=TYPED_DEFINITION,
+        definition=r"\bNAME" + PARAMETERS_AND_BODY,
         closed_by_tests=True,
         layout=layout.cpp,
         join=answers.cpp,
@@ -80,7 +82,7 @@ LANGUAGES.register("java")(
         ),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=TYPED_DEFINITION,
+        definition=r"\bNAME" + PARAMETERS_AND_BODY,
         closed_by_tests=True,
         layout=layout.java,
         join=answers.java,
@@ -106,7 +108,7 @@ LANGUAGES.register("js")(
         commands=(Command(argv=("{node}", "program.js"), seconds=5.0),),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=r"\bfunction[\s*]+NAME\s*\(|\b(?:const|let|var)\s+NAME\s*=",
+        definition=rf"\bfunction[\s*]+NAME{PARAMETERS_AND_BODY}|\b(?:const|let|var)\s+NAME\s*=",
         closed_by_tests=False,
         layout=layout.javascript,
         join=answers.javascript,
@@ -139,7 +141,7 @@ LANGUAGES.register("php")(
         ),
         memory_mb=MEMORY_MB,
         signature=NAME_AND_PARENTHESIS,
-        definition=r"\bfunction[\s&]+NAME\s*\(",
+        definition=r"\bfunction[\s&]+NAME" + PARAMETERS_AND_BODY,
         closed_by_tests=False,
         layout=layout.php,
         join=answers.php,
@@ -168,7 +170,7 @@ LANGUAGES.register("rust")(
         ),
         memory_mb=MEMORY_MB,
         signature=r"\bfn (\w+)",
-        definition=r"\bfn\s+NAME\b",
+        definition=r"\bfn\s+NAME" + TYPES_AND_BODY,
         closed_by_tests=True,
         layout=layout.rust,
         join=answers.rust,
@@ -200,7 +202,7 @@ LANGUAGES.register("swift")(
         ),
         memory_mb=MEMORY_MB,
         signature=r"\bfunc (\w+)",
-        definition=r"\bfunc\s+NAME\b",
+        definition=r"\bfunc\s+NAME" + TYPES_AND_BODY,
         closed_by_tests=True,
         layout=layout.swift,
         join=answers.swift,
