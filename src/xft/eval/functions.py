@@ -29,7 +29,8 @@ IMPORT_SECONDS = 60.0
 PROOFS = 3
 REPLY_BYTES = 1 << 20
 """Room for an answer, beside that for the right one."""
-FENCE_STOP = ("\n```",)
+FENCE_STOP = ("\n```\n",)
+"""EvalPlus's stop for an answer in an opened fence: a fence with a label doesn't close it, but begins the program."""
 END_STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>")
 SPECIAL_STOPS = (*END_STOPS, "\nif __name__", "\ndef main(", "\nprint(")
 """EvalPlus's stops for plain continuation, in both benchmarks."""

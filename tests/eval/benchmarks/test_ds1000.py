@@ -231,7 +231,7 @@ def test_a_continuation_follows_the_prompt_and_a_chat_answer_fills_the_place(pro
         for style in ("chat", "magicoder"):
             asked = benchmark.request(problem, style)
             assert asked.instruction.endswith(problem.stub.rstrip("\n") + "\n[insert]")
-            assert (asked.prefix, asked.stop) == ("```python\n", ("\n```",))
+            assert (asked.prefix, asked.stop) == ("```python\n", ("\n```\n",))
             assert problem.canonical.strip() not in asked.instruction
     with pytest.raises(UnknownNameError, match="prompt style 'poem'"):
         benchmark.request(problems[0], "poem")

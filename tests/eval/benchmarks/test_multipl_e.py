@@ -169,7 +169,7 @@ def test_other_models_are_asked_for_the_function_in_an_opened_fence(data, name):
         assert f"{LANGUAGES[name].title} function" in request.instruction
         assert f"```{LANGUAGES[name].fence}\n{one.stub.strip()}\n```" in request.instruction.replace("\n\n//", "\n//")
         assert request.prefix == f"```{LANGUAGES[name].fence}\n"
-        assert request.stop == ("\n```",)
+        assert request.stop == ("\n```\n",)
         assert one.tests.text not in request.instruction
     with pytest.raises(UnknownNameError, match="prompt style 'poem'"):
         benchmark.request(one, "poem")
