@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from xft import stage
-from xft.errors import BusyError, RunError
+from xft.errors import BusyError, FetchError, RunError
 from xft.stage import Meter, Stage, drop_files, folder_digest, locked, read_manifest, run_stage, set_aside
 
 Work = Callable[[Path, Meter], None]
@@ -168,6 +168,41 @@ def test_interrupted_work_goes_on_in_the_same_partial_folder(tmp_path: Path) -> 
     assert sorted(path.name for path in out.iterdir()) == ["half.txt", "manifest.json", "result.txt"]
     assert manifest["started"] == begun["started"]
     assert manifest["wall_seconds"] >= 0.05  # both attempts count
+
+
+@pytest.mark.parametrize(("name", "text", "kept"), [
+    ("humaneval/samples.jsonl", "an answer", True),
+    ("resume/checkpoint-8/model.safetensors", "weights", True),
+    ("humaneval/samples.jsonl", "", False),
+    ("train.jsonl", "pairs", False),
+])  # fmt: skip
+def test_an_early_error_deletes_only_what_the_next_try_would_not_go_on_from(
+    tmp_path: Path, name: str, text: str, kept: bool
+) -> None:
+    def fail(folder: Path, meter: Meter) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        raise FetchError("the server is gone")
+
+    with pytest.raises(FetchError):
+        run_stage(tmp_path / "out", stage_of(fail))
+    assert (tmp_path / "out.partial" / name).exists() == (tmp_path / "out.partial").exists() == kept
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "tree.json", []
+    path.write_text("old")
+
+    def sync(number: int) -> None:
+        synced.append((path.read_text(), os.fstat(number).st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    stage.write_json(path, {"a": 1})
+    assert synced == [("old", path.stat().st_size)]
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["tree.json"]
 
 
 def test_a_changed_key_puts_the_partial_folder_aside(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 NOT_HASHED = {MANIFEST, "metrics.jsonl", "statistics.json"}  # they hold times, which differ between equal runs
 WORTH_KEEPING = 60.0
-"""Seconds of work that a stage which ends in an error leaves behind, for the next try to go on from."""
+"""Seconds of work that a stage which ends in an error leaves behind, whatever it wrote."""
 POLL_SECONDS = 0.05
 """Between two tries to get a lock."""
 MOST_SAID = 4
@@ -57,7 +57,10 @@ class Stage:
     inputs: dict[str, str]
     """Digest of each thing it reads."""
     work: Callable[[Path, Meter], None]
-    """Fills the partial folder; called again on the same folder after an interruption."""
+    """Fills the partial folder; called again on the same folder after an interruption.
+
+    What it then goes on from, answers or resume points, lies in subfolders: an early error deletes a folder without.
+    """
     seed: int | None = None
 
     @property
@@ -98,7 +101,8 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         try:
             stage.work(partial, meter)
         except XftError:
-            if fresh and time.monotonic() - clock < WORTH_KEEPING:  # refused, with nothing to go on from
+            early = time.monotonic() - clock < WORTH_KEEPING
+            if fresh and early and not _anything_to_go_on_from(partial):
                 shutil.rmtree(partial)
             raise
         finally:
@@ -122,6 +126,11 @@ def run_stage(out: Path, stage: Stage) -> dict[str, Any]:
         out.rmdir()
     partial.rename(out)
     return manifest
+
+
+def _anything_to_go_on_from(partial: Path) -> bool:
+    """Tell whether work has kept something; what is written beside the subfolders is written anew by each try."""
+    return any(path.is_file() and path.stat().st_size for path in partial.glob("*/**/*"))
 
 
 def _untold_seconds(partial: Path) -> float:
@@ -270,9 +279,17 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write a JSON file in one step, so that a kill leaves the old or the new content."""
+    """Write a JSON file in one step."""
+    write_lines(path, [json.dumps(tree, indent=2)])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file in one step, so that a kill or a power cut leaves the old or the new content."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    with fresh.open("w", encoding="utf-8") as sink:
+        sink.writelines(f"{line}\n" for line in lines)
+        sink.flush()
+        os.fsync(sink.fileno())
     fresh.replace(path)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from xft.errors import DataError, SandboxError
 from xft.eval.benchmark import Benchmark, Judgement, Problem, Tool
 from xft.eval.metrics import mean_interval, pass_at_k, wilson_interval
 from xft.eval.samples import Answer, Reject, read_answers
+from xft.stage import write_json, write_lines
 
 if TYPE_CHECKING:
     from xft.eval.sandbox import Sandbox
@@ -128,7 +128,7 @@ def score(
         "wall_seconds": round(time.monotonic() - began, 1),
         **(meta or {}),
     }
-    _replace(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
     return scores
 
 
@@ -279,7 +279,7 @@ class _Verdicts:
         self.order: list[tuple[str, int, str]] = []
 
     def __enter__(self) -> None:
-        _replace(self.path, "".join(map(_line, self.known.values())))
+        write_lines(self.path, map(json.dumps, self.known.values()))
         self.file = self.path.open("a", encoding="utf-8")
 
     def __exit__(self, *_: object) -> None:
@@ -293,13 +293,13 @@ class _Verdicts:
     def add(self, verdict: Verdict) -> None:
         """Keep a verdict, on disk too."""
         self.known[verdict["task_id"], verdict["sample"], verdict["fingerprint"]] = verdict
-        self.file.write(_line(verdict))
+        self.file.write(json.dumps(verdict) + "\n")
         self.file.flush()
 
     def finish(self) -> list[Verdict]:
         """Write the verdicts in the order of the answers, and nothing else; return them."""
         ordered = [self.known[key] for key in self.order]
-        _replace(self.path, "".join(map(_line, ordered)))
+        write_lines(self.path, map(json.dumps, ordered))
         return ordered
 
 
@@ -335,17 +335,3 @@ class _Rejects:
 
 def _said(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
-
-
-def _line(verdict: Verdict) -> str:
-    return json.dumps(verdict) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    fresh = path.with_name(f"{path.name}.partial")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from xft.eval.benchmark import Benchmark, Problem, Sample
 from xft.eval.generate.backend import Answer, Ask, Backend, Sampling, Unit
 from xft.progress import track
+from xft.stage import write_lines
 
 SAMPLES = "samples.jsonl"
 
@@ -55,7 +56,7 @@ def generate(
     samples = {_key(ask): line(ask, known[ask]) for ask in asks if ask in known} | _whole_units(path, units)
     if len(samples) < len(asks):
         missing = [unit for unit in units if _key(unit[0]) not in samples]
-        _rewrite(path, list(samples.values()))  # without the rest of a line that a kill cut short
+        write_lines(path, map(json.dumps, samples.values()))  # without the rest of a line that a kill cut short
         with track(label, len(asks), done=len(samples)) as advance, path.open("a", encoding="utf-8") as sink:
             for ask, answer in backend.complete(missing, sampling):
                 samples[_key(ask)] = line(ask, answer)
@@ -65,7 +66,7 @@ def generate(
     for ask in asks:
         sample = samples[_key(ask)]
         known[ask] = Answer(text=sample["completion"], finish=sample["finish"])
-    _rewrite(path, [samples[_key(ask)] for ask in asks])
+    write_lines(path, (json.dumps(samples[_key(ask)]) for ask in asks))
 
 
 def _key(ask: Ask) -> Key:
@@ -84,11 +85,3 @@ def _whole_units(path: Path, units: Sequence[Unit]) -> dict[Key, Sample]:
             continue
     whole = [unit for unit in units if all(_key(ask) in found for ask in unit)]
     return {_key(ask): found[_key(ask)] for unit in whole for ask in unit}
-
-
-def _rewrite(path: Path, samples: Sequence[Sample]) -> None:
-    """Replace the file in one step."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as sink:
-        sink.writelines(json.dumps(sample) + "\n" for sample in samples)
-    fresh.replace(path)
