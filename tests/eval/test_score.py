@@ -129,6 +129,14 @@ def test_a_verdict_under_other_conditions_is_not_used(tmp_path):
         assert len(again.ran) == 9
 
 
+def test_a_verdict_of_another_version_of_a_compiler_is_not_used(tmp_path):
+    samples = write(tmp_path / "s.jsonl")
+    judge(Toy(), samples, tmp_path / "out")
+    scores = judge(again := Toy(), samples, tmp_path / "out", tools=[TOOLS[0], Tool(name="even", version="3")])
+    assert scores["tools"] == {"odd": "1", "even": "3"}
+    assert len(again.ran) == 9
+
+
 def test_a_verdict_on_other_code_is_not_used(tmp_path):
     samples = write(tmp_path / "s.jsonl")
     judge(Toy(), samples, tmp_path / "out")

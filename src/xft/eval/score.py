@@ -1,8 +1,9 @@
 """The scoring stage: answers through the sandbox to verdicts.jsonl, then scores.json.
 
 A verdict is appended as soon as it is known, so a killed run goes on where it was; it is used again only for the same
-program of the same benchmark data under the same limits and sandbox level. The final file has the order of the answers.
-Answers are read as they are judged; what stays in memory is a short verdict each.
+program of the same benchmark data under the same limits and sandbox level, judged by the same versions of compilers and
+libraries. The final file has the order of the answers. Answers are read as they are judged; what stays in memory is a
+short verdict each.
 """
 
 from __future__ import annotations
@@ -78,7 +79,10 @@ def score(
     problems = {problem.task_id: problem for problem in benchmark.problems()}
     asked = dict(list(problems.items())[::every])
     faulty = {tool.name: tool.fault for tool in tools if tool.fault}
-    conditions = json.dumps([benchmark.name, benchmark.data_hash(), dict(benchmark.limits), str(sandbox.level)])
+    versions = {tool.name: tool.version for tool in tools}
+    conditions = json.dumps(
+        [benchmark.name, benchmark.data_hash(), dict(benchmark.limits), str(sandbox.level), versions]
+    )
     out.mkdir(parents=True, exist_ok=True)
     verdicts = _Verdicts(out / "verdicts.jsonl")
     rejects, left_out = _Rejects(out / "rejects.jsonl"), Counter[str]()
