@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Xft, refused
 
-from xft.errors import FetchError
+from xft.errors import FetchError, SandboxError
 from xft.eval.benchmark import Problem
 from xft.stage import folder_digest
 
@@ -49,6 +51,53 @@ def test_eval_samples_with_a_temperature(
     assert result.code == 0, result.err
     scores = json.loads((tmp_path / "scores" / "humaneval" / "scores.json").read_text())
     assert (scores["samples"], scores["samples_per_problem"], scores["temperature"]) == (6, 3, 0.8)
+
+
+def test_the_command_that_is_named_tries_a_fault_of_the_sandbox_again(
+    xft: Xft, humaneval: Sequence[Problem], tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xft.eval.benchmarks import BENCHMARKS
+
+    kind = type(BENCHMARKS["humaneval"])
+    real = kind.judge
+
+    def faulty(self: Any, problem: Problem, code: str, sandbox: Any) -> Any:
+        if problem.task_id == "HumanEval/100":
+            raise SandboxError("no more processes")
+        return real(self, problem, code, sandbox)
+
+    monkeypatch.setattr(kind, "judge", faulty)
+    monkeypatch.setattr(kind, "extract", lambda _self, problem, *_: problem.stub + problem.canonical)
+    options = ("--every", "100", "--max-new-tokens", "2")
+    result = xft("eval", tiny_dense, *options, "--out", tmp_path / "the scores")
+    assert result.code == 0, result.err
+    command = result.err.partition("faults of the sandbox: 1 (see verdicts.jsonl; to try them again: ")[2]
+    monkeypatch.undo()
+    result = xft(*shlex.split(command.splitlines()[0][:-1].replace("OTHER", f"'{tmp_path / 'b'}'"))[1:])
+    assert result.code == 0, result.err
+    assert "pass@1 100.0% of 2" in result.out
+    assert "faults of the sandbox" not in result.err
+    assert "problems without an answer" not in result.err
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_file(
+    xft: Xft, humaneval: Sequence[Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, solved in (("a", 12), ("b", 0)):
+        (tmp_path / name).mkdir()
+        samples_of(tmp_path / name / "s.jsonl", humaneval, solved)
+    score = ("eval", "score", "s.jsonl", "--bench", "humaneval", "--out", tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "a")
+    assert xft(*score).code == 0
+    monkeypatch.chdir(tmp_path / "b")
+    refused(xft(*score), "holds the scores of", tmp_path / "a" / "s.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert "pass@1 100.0% of 12" in xft("eval", "score", "a/s.jsonl", *score[3:]).out
+
+
+def test_no_share_of_the_probability_is_refused(xft: Xft, tmp_path: Path) -> None:
+    refused(xft("eval", "m", "--top-p", "0", "--out", tmp_path / "out"), "top_p", "greater than 0")
+    assert "0<=x<=1" not in xft("eval", "--help").out.partition("--top-p")[2].partition("--max-new-tokens")[0]
 
 
 def samples_of(path: Path, problems: Sequence[Problem], solved: int) -> Path:

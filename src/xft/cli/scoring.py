@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,7 @@ def evaluate(
     prompt: Annotated[str, typer.Option(help="Prompt style: auto, chat, magicoder or completion.")] = "auto",
     n: Annotated[int, typer.Option("--n", min=1, help="Samples a problem.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Share of the probability that is sampled from.")] = 1.0,
+    top_p: Annotated[float, typer.Option(max=1, help="Share of the probability that is sampled from, above 0.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Prompts generated together.")] = 16,
     backend: Annotated[str, typer.Option(help="transformers, vllm, or openai for a server.")] = "transformers",
@@ -102,7 +103,10 @@ def evaluate(
     inputs = {"model": digest} | hashes | options.digests(sources)
     options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
     for name in hashes:
-        _show(out / _benchmark(name).name)
+        done = out / _benchmark(name).name
+        given = ["--data-dir", str(data_dir)] if data_dir else []
+        again = ["xft", "eval", "score", str(done / "samples.jsonl"), "--bench", name, "--every", str(every), *given]
+        _show(done, again=f"{shlex.join(again)} --out OTHER")
     if (out / "heldout").is_dir():
         _show_loss(out / "heldout")
 
@@ -133,7 +137,8 @@ def score(
     if not samples.is_file():
         raise DataError(f"{samples}: no such file; give the JSONL file of samples")
     scored = read_json(folder / "scores.json", None)
-    if scored and scored.get("samples_file") != str(samples):
+    file = str(samples.resolve())  # the same name in another folder is another file
+    if scored and scored.get("samples_file") != file:
         of = scored.get("samples_file") or f"the model {scored.get('model')}"
         raise RunError(f"{folder}: holds the scores of {of}; give another --out")
     with (
@@ -144,9 +149,9 @@ def score(
         work_on(
             benchmark, samples, folder, sandbox=sandbox, tools=benchmark.tools(sandbox), every=every,
             workers=workers or len(os.sched_getaffinity(0)), progress=advance,
-            meta={"samples_file": str(samples), "samples_digest": file_digest(samples)},
+            meta={"samples_file": file, "samples_digest": file_digest(samples)},
         )  # fmt: skip
-    _show(folder)
+    _show(folder, again="the same command")
 
 
 def compare(
@@ -219,8 +224,8 @@ def _show_loss(folder: Path) -> None:
     )
 
 
-def _show(folder: Path) -> None:
-    """Print a benchmark's scores, and all that was not scored."""
+def _show(folder: Path, *, again: str) -> None:
+    """Print a benchmark's scores, and all that was not scored; `again` is the command that tries again."""
     from xft.stage import read_json
 
     scores: dict[str, Any] = read_json(folder / "scores.json", {})
@@ -240,7 +245,7 @@ def _show(folder: Path) -> None:
         "rejected lines": ", ".join(f"{reason} {count}" for reason, count in scores["rejected"].items()),
         "problems without an answer": "not in the score: " + _first(scores["missing"]),
         "answers left out": "; ".join(f"{name}: {each['reason']}" for name, each in scores["not_run"].items()),
-        "faults of the sandbox": "see verdicts.jsonl; the same command tries them again",
+        "faults of the sandbox": f"see verdicts.jsonl; to try them again: {again}",
     }
     for what, count in said.items():
         if count:
