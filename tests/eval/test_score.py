@@ -67,6 +67,18 @@ def test_scores_count_every_class(tmp_path):
     }
 
 
+def test_answers_that_a_server_broke_off_or_refused_are_counted(tmp_path):
+    samples = write(tmp_path / "s.jsonl")
+    ends = ["broken", "length", "refused", "broken", *["stop"] * (N - 4)]
+    lines = [
+        json.loads(line) | {"finish": end} for line, end in zip(samples.read_text().splitlines(), ends, strict=True)
+    ]
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = judge(Toy(), samples, tmp_path / "out")
+    assert (scores["truncated"], scores["broken"], scores["refused"]) == (1, 2, 1)
+    assert (scores["problems"], scores["pass_at_1"]) == (N, 0.5)
+
+
 def test_verdicts_have_the_order_of_the_samples(tmp_path):
     judge(Toy(), write(tmp_path / "s.jsonl", samples=3), tmp_path / "out", workers=4)
     keys = [(verdict["task_id"], verdict["sample"]) for verdict in verdicts(tmp_path / "out")]

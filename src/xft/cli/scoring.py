@@ -225,7 +225,7 @@ def _show_loss(folder: Path) -> None:
 
 
 def _show(folder: Path, *, again: str) -> None:
-    """Print a benchmark's scores, and all that was not scored; `again` is the command that tries again."""
+    """Print a benchmark's scores, and what they leave out or take as it is; `again` is the command that tries again."""
     from xft.stage import read_json
 
     scores: dict[str, Any] = read_json(folder / "scores.json", {})
@@ -240,12 +240,18 @@ def _show(folder: Path, *, again: str) -> None:
         "problems without an answer": scores["missing"]["problems"],
         "answers left out": sum(each["answers"] for each in scores["not_run"].values()),
         "faults of the sandbox": scores["infrastructure"],
+        "answers cut at the token limit": scores["truncated"],
+        "answers broken off by the server": scores.get("broken", 0),
+        "answers refused by the server": scores.get("refused", 0),
     }
     details = {
         "rejected lines": ", ".join(f"{reason} {count}" for reason, count in scores["rejected"].items()),
         "problems without an answer": "not in the score: " + _first(scores["missing"]),
         "answers left out": "; ".join(f"{name}: {each['reason']}" for name, each in scores["not_run"].items()),
         "faults of the sandbox": f"see verdicts.jsonl; to try them again: {again}",
+        "answers cut at the token limit": "finish length; scored as they are",
+        "answers broken off by the server": "finish broken, a content filter's work for example; scored as they are",
+        "answers refused by the server": "finish refused, with its words in samples.jsonl; scored as empty",
     }
     for what, count in said.items():
         if count:

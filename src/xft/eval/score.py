@@ -140,7 +140,8 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Count verdicts and compute pass@1, its 95% interval, and pass@k.
 
     The interval is Wilson's for one sample a problem, else a bootstrap over problems. Faults of the sandbox are counted
-    and left out. `pass_at_k` has the k that every problem has samples for.
+    and left out. `pass_at_k` has the k that every problem has samples for. What a server broke off or refused is in
+    pass@1 as it is, and counted where there is any.
 
     Raises:
         DataError: nothing is left.
@@ -149,6 +150,7 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     if not real:
         raise DataError(f"the sandbox failed for all {len(verdicts)} answers; `xft doctor` shows its state")
     statuses = Counter(verdict["status"] for verdict in verdicts)
+    ends = Counter(verdict["finish"] for verdict in verdicts)
     passed = _by_problem(real, lambda verdict: verdict["status"] == "passed")
     fewest = min(map(len, passed.values()))
     most = max(map(len, passed.values()))
@@ -163,7 +165,8 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         },
         "parts": {part: _rate(_by_problem(real, partial(_passed_part, part))) for part in parts},
         "statuses": dict(sorted(statuses.items())),
-        "truncated": sum(verdict["finish"] == "length" for verdict in verdicts),
+        "truncated": ends["length"],
+        **{finish: ends[finish] for finish in ("broken", "refused") if ends[finish]},
         "no_code": statuses["no code"],
         "in_process": sum(bool(verdict.get("in_process")) for verdict in verdicts),
         "infrastructure": statuses["infrastructure"],

@@ -67,6 +67,7 @@ class Engine:
     calls: list[tuple[list[Any], list[Any]]]
     finish = "stop"
     tokenizer: Any = None
+    llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=1000))
 
     def __init__(self, **options: Any) -> None:
         type(self).made, type(self).calls = options, []
@@ -75,6 +76,9 @@ class Engine:
         return self.tokenizer
 
     def generate(self, prompts: list[Any], how: list[Any], *, use_tqdm: bool) -> list[Any]:
+        room = self.llm_engine.model_config.max_model_len
+        if any(len(prompt["prompt_token_ids"]) >= room for prompt in prompts):
+            raise ValueError("The decoder prompt is longer than the maximum model length")
         self.calls.append((prompts, how))
         return [
             SimpleNamespace(
@@ -138,6 +142,19 @@ def test_vllm_needs_no_seed_when_greedy_and_says_what_ran_out(
     made = answers(open_backend("vllm", "m", style="completion"), tmp_path / "a", ToyPrompts(stops={"T/1": ("#",)}))
     assert {each.seed for _, how in vllm.calls for each in how} == {None}
     assert [sample["finish"] for sample in made] == ["length", "stop", "length", "length", "length"]
+
+
+def test_vllm_is_not_asked_what_its_model_has_no_room_for(
+    vllm: type[Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answers(open_backend("vllm", "m", style="completion"), tmp_path / "whole")
+    lengths = [len(prompt["prompt_token_ids"]) for prompt in vllm.calls[0][0]]
+    room = SimpleNamespace(model_config=SimpleNamespace(max_model_len=max(lengths)))
+    monkeypatch.setattr(vllm, "llm_engine", room)
+    made = answers(open_backend("vllm", "m", style="completion"), tmp_path / "a")
+    long = lengths.index(max(lengths))
+    assert (made[long]["completion"], made[long]["finish"]) == ("", "length")
+    assert [each for each in made if each is not made[long]] == [each for each in whole if each is not whole[long]]
 
 
 def test_vllm_without_the_package_and_with_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from toy_prompts import ToyPrompts, answers
 
 from xft.errors import FetchError, RecipeError, UnknownNameError
-from xft.eval.generate import open_backend, server
+from xft.eval.generate import loop, open_backend, server
 
 PLAYER = Path(__file__).with_name("model_server.py")
 
@@ -195,8 +195,37 @@ def test_so_many_requests_run_at_once_and_no_more(play: Callable[..., Played], t
     assert max(asked["most"] for asked in player.asked()) == 4
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_a_refusal_ends_the_run_with_the_servers_words(
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_problem_that_is_refused_gets_the_empty_answer_and_the_others_are_asked(
+    play: Callable[..., Played], tmp_path: Path, status: int
+) -> None:
+    player = play(faults={"def a": [f"status:{status}"] * 9})
+    known: dict[Any, Any] = {}
+    made = answers(opened(player.url), tmp_path / "a", n=9, temperature=1.0, known=known)
+    refused, rest = made[:9], made[9:]
+    assert {(each["completion"], each["finish"]) for each in refused} == {("", "refused")}
+    assert {each["refusal"] for each in refused} == {f"HTTP {status} scripted {status} a b"}
+    assert {(each["completion"], each["finish"], "refusal" in each) for each in rest} == {("x", "stop", False)}
+    asked = len(player.asked())
+    assert answers(opened(player.url), tmp_path / "plus", n=9, temperature=1.0, known=known) == made
+    assert len(player.asked()) == asked
+
+
+def test_a_server_that_refuses_all_it_is_asked_first_ends_the_run_and_leaves_no_answer(
+    play: Callable[..., Played], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TRIAL", 3)
+    player = play(faults={"def": ["status:400"] * 3})
+    with pytest.raises(
+        FetchError, match=r"refused the first problems, all of them, the last: HTTP 400 scripted 400 a b"
+    ):
+        answers(opened(player.url, batch=1), tmp_path / "a")
+    assert (tmp_path / "a" / "samples.jsonl").read_text() == ""
+    assert {each["finish"] for each in answers(opened(player.url), tmp_path / "a")} == {"stop"}
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_of_all_requests_ends_the_run_with_the_servers_words(
     play: Callable[..., Played], tmp_path: Path, status: int
 ) -> None:
     player = play(faults={"def bb": [f"status:{status}"] * 9})

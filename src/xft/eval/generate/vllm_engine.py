@@ -32,6 +32,7 @@ class VllmBackend:
         dtype = str(compute_dtype(precision)).removeprefix("torch.")
         self._engine: Any = vllm.LLM(model=model, dtype=dtype, max_num_seqs=batch)
         self._tokenizer: Any = self._engine.get_tokenizer()
+        self._room: int = self._engine.llm_engine.model_config.max_model_len
         self.style = style if style == "completion" else resolve_prompt(style, self._tokenizer)
         self._settings = {
             "backend": "vllm",
@@ -50,12 +51,18 @@ class VllmBackend:
         return [asks[start : start + AT_ONCE] for start in range(0, len(asks), AT_ONCE)]
 
     def complete(self, units: Sequence[Unit], sampling: Sampling) -> Iterator[tuple[Ask, Answer]]:
-        """Answer one piece after the other."""
+        """Answer one piece after the other; a prompt without room behind it, to vLLM an error, is answered empty."""
         for unit in units:
-            prompts = [{"prompt_token_ids": self._prompt(ask.request)} for ask in unit]
-            how = [self._sampling(ask, sampling) for ask in unit]
-            outputs = self._engine.generate(prompts, how, use_tqdm=False)
-            yield from ((ask, _answer(output, ask)) for output, ask in zip(outputs, unit, strict=True))
+            prompts = {ask: self._prompt(ask.request) for ask in unit}
+            fitting = [ask for ask in unit if len(prompts[ask]) < self._room]
+            for ask in unit:
+                if (length := len(prompts[ask])) >= self._room:
+                    yield ask, Answer(text="", finish="length", prompt_tokens=length, completion_tokens=0)
+            how = [self._sampling(ask, sampling) for ask in fitting]
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": prompts[ask]} for ask in fitting], how, use_tqdm=False
+            )
+            yield from ((ask, _answer(output, ask)) for output, ask in zip(outputs, fitting, strict=True))
 
     def close(self) -> None:
         """Give the model's memory back."""
