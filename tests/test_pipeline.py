@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from xft import pipeline
 from xft.errors import FetchError, RecipeError, RunError
 from xft.families import FAMILIES
+from xft.graph import fingerprints
 from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.layouts import LAYOUTS, layout_of
@@ -285,6 +286,19 @@ def test_a_changed_merge_setting_redoes_the_merge_only_and_back_restores_it(copi
 def test_a_changed_shared_weight_redoes_both_merges_and_their_scores(copied: Path, overrides: list[str]) -> None:
     said = run(recipe_with(overrides, "merge.shared_weight=0.5"), copied)
     assert made(said) == {"merge/uniform", "merge/learned", "eval/uniform", "eval/xft"}
+
+
+def test_the_type_of_scoring_is_known_by_its_name_and_makes_only_scores_anew(
+    humaneval: None, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents(precision: str, *, fast: bool = False) -> dict[str, str]:
+        monkeypatch.setattr("xft.device.fast_bf16", lambda: fast)
+        return fingerprints(pipeline.graph(recipe_with(overrides, f"eval.precision={precision}"), tmp_path), 0)
+
+    bf16, fp32 = contents("bf16"), contents("fp32")
+    assert {name for name in fp32 if fp32[name] != bf16[name]} == {f"eval/{row}" for row in ROWS}
+    assert contents("auto") == fp32
+    assert contents("auto", fast=True) == bf16
 
 
 def test_a_changed_seed_counts_as_a_change(copied: Path, overrides: list[str]) -> None:

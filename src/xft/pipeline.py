@@ -20,6 +20,7 @@ import torch
 
 from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
+from xft.device import compute_dtype
 from xft.errors import DataError, FetchError, RecipeError
 from xft.graph import Node, bring_up_to_date, run_folder
 from xft.recipe import IDLE, MIXTURES_ONLY, BenchmarkConfig, EvalConfig, Recipe
@@ -158,6 +159,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         ),
     ]  # fmt: skip
     evaluation: EvalConfig = recipe.eval
+    dtype = str(compute_dtype(evaluation.precision)).removeprefix("torch.")  # answers of two types would be mixed
     scored = {entry.name: _data_hash(entry) for entry in evaluation.benchmarks}
     rows = [("base", "base", style), *((f"base-{other}", "base", other) for other in evaluation.base_prompts)]
     rows += [
@@ -169,7 +171,10 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
         *((method, f"merge/{method}", style) for method in recipe.merge.also),
     ]
     for row, source, prompt in rows:
-        config = {**evaluation.model_dump(exclude={"base_prompts"}), "prompt": prompt, "benchmark_data": scored}
+        config = {
+            **evaluation.model_dump(exclude={"base_prompts", "precision"}), "dtype": dtype, "prompt": prompt,
+            "benchmark_data": scored,
+        }  # fmt: skip
         nodes.append(
             Node(name=f"eval/{row}", config=config, after=(source, "data"), outside={},
                  work=work.evaluate(row, out / source, prompt, heldout))

@@ -296,6 +296,8 @@ class EvalConfig(Section):
     """Longest completion in tokens."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Prompts generated together."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type. auto: bf16 where the device has fast bf16."""
 
     @field_validator("benchmarks", "base_prompts", mode="before")
     @classmethod

@@ -42,15 +42,21 @@ def test_eval_scores_a_model_on_every_nth_problem(
     assert {"prompt", "stop", "decoding", "batch", "dtype", "data_hash", "sandbox", "limits", "tools"} <= set(scores)
 
 
-def test_eval_samples_with_a_temperature(
+def test_eval_samples_with_a_temperature_at_a_precision(
     xft: Xft, humaneval: Sequence[Problem], tiny_dense: Path, tmp_path: Path
 ) -> None:
     options = ("--every", "82", "--max-new-tokens", "4", "--n", "3")
     refused(xft("eval", tiny_dense, *options, "--out", tmp_path / "greedy"), "3 greedy samples would all be alike")
-    result = xft("eval", tiny_dense, *options, "--temperature", "0.8", "--out", tmp_path / "scores")
+    options = (*options, "--temperature", "0.8", "--out", tmp_path / "scores")
+    result = xft("eval", tiny_dense, *options, "--precision", "bf16")
     assert result.code == 0, result.err
     scores = json.loads((tmp_path / "scores" / "humaneval" / "scores.json").read_text())
     assert (scores["samples"], scores["samples_per_problem"], scores["temperature"]) == (6, 3, 0.8)
+    assert scores["dtype"] == "bfloat16"
+    other = xft("eval", tiny_dense, *options, "--precision", "fp32")
+    refused(other, "made with dtype 'bfloat16' instead of 'float32'")
+    server = ("--backend", "openai", "--url", "http://127.0.0.1:9", "--precision", "fp32")
+    refused(xft("eval", "m", *server, "--out", tmp_path / "m"), "a server chooses its own")
 
 
 def test_the_command_that_is_named_tries_a_fault_of_the_sandbox_again(

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +48,9 @@ def evaluate(
     top_p: Annotated[float, typer.Option(max=1, help="Share of the probability that is sampled from, above 0.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Prompts generated together.")] = 16,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="Compute type; auto: bf16 where the device has fast bf16.")
+    ] = "auto",
     backend: Annotated[str, typer.Option(help="transformers, vllm, or openai for a server.")] = "transformers",
     url: Annotated[
         str | None, typer.Option(help="The server's address for openai, such as http://host:8000/v1.")
@@ -73,7 +76,7 @@ def evaluate(
     entries = [{"name": name, "every": every} for name in _names(bench)]
     config = options.section(
         EvalConfig, None, benchmarks=entries, n=n, temperature=temperature, top_p=top_p, seed=seed,
-        max_new_tokens=max_new_tokens, batch=batch,
+        max_new_tokens=max_new_tokens, batch=batch, precision=precision,
     )  # fmt: skip
     hashes = {name: _benchmark(name).data_hash() for name in _names(bench)}
     from xft.eval.evaluate import EvalJob
@@ -81,12 +84,17 @@ def evaluate(
     from xft.stage import folder_digest
 
     sources = options.sources_of([str(heldout)], None, column) if heldout else []
+    dtype = None
     if backend == "openai":
+        if precision != "auto":
+            raise RecipeError("--precision is for a model in this process; a server chooses its own: leave it out")
         folder, digest = model, f"{url} {model}"
     else:
         options.need_training()
         from xft.base import resolve_base
+        from xft.device import compute_dtype
 
+        dtype = str(compute_dtype(precision)).removeprefix("torch.")  # answers of two types would be mixed
         path = resolve_base(model)
         folder, digest = str(path), folder_digest(path)
 
@@ -101,7 +109,8 @@ def evaluate(
             pairs.unlink()
 
     inputs = {"model": digest} | hashes | options.digests(sources)
-    options.finish(out, "eval", config.model_dump() | {"prompt": prompt, "backend": backend}, inputs, work, None)
+    made = config.model_dump(exclude={"precision"}) | {"dtype": dtype, "prompt": prompt, "backend": backend}
+    options.finish(out, "eval", made, inputs, work, None)
     for name in hashes:
         done = out / _benchmark(name).name
         given = ["--data-dir", str(data_dir)] if data_dir else []

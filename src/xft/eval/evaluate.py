@@ -89,7 +89,9 @@ def _runnable(entry: BenchmarkConfig, job: EvalJob) -> list[_Run]:
 
 def _answer(job: EvalJob, runs: Sequence[_Run], sampling: Sampling, meter: Meter) -> dict[str, Any]:
     """Let the model answer; return what the scores must say of how it did."""
-    backend = open_backend(job.backend, job.model, style=job.style, url=job.url, batch=job.config.batch)
+    backend = open_backend(
+        job.backend, job.model, style=job.style, url=job.url, batch=job.config.batch, precision=job.config.precision
+    )
     try:
         settings = backend.settings()
         meter.device, meter.dtype = settings.get("device"), settings.get("dtype")
