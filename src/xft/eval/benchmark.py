@@ -120,4 +120,4 @@ class Benchmark(Protocol):
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", also=("pairs:FILE",))
 
 Sample = dict[str, Any]
-"""A line of samples.jsonl: task_id, sample (its number in the task), completion, code, finish (`stop`, `length`)."""
+"""A line of samples.jsonl: task_id, sample (its number in the task), completion, code, finish (see `Answer`)."""

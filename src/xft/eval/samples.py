@@ -41,7 +41,7 @@ class Answer:
     code: str
     """The program; "" where there is none."""
     finish: str
-    """Why generation ended: `stop`, `length`, or "" where the file does not say."""
+    """Why generation ended: as in `xft.eval.generate.backend.Answer`, or "" where the file does not say."""
     unusable: str = ""
     """Why the answer can't be run."""
 

@@ -156,7 +156,7 @@ def open_teacher(teacher: str, *, model: str | None, style: str, batch: int, bac
     if teacher.startswith(("http://", "https://")):
         from xft.eval.generate.server import ServerBackend
 
-        server = ServerBackend(model or "", style=style, url=teacher, batch=batch, precision="auto", lenient=True)
+        server = ServerBackend(model or "", style=style, url=teacher, batch=batch, precision="auto")
         return Teacher(name=server.model, backend=server, identity={"server model": server.model}, store=Store(store))
     if model:
         raise RecipeError(f"--model {model}: names a server's model; {teacher} is a model of its own")

@@ -48,8 +48,8 @@ class Answer:
     finish: str
     """Why it ended: `stop` (a stop string, or the model's end token) or `length`.
 
-    A server's also `broken` (it stopped for a reason of its own, such as a content filter), a lenient one's `refused`
-    (it took no request of these words; the text is its own).
+    A server's also `broken` (it stopped for a reason of its own, such as a content filter) and `refused` (it took
+    no request of these words; the text is its own).
     """
     prompt_tokens: int | None = field(default=None, compare=False)
     """Tokens read and written; None where a server does not say."""
@@ -141,7 +141,7 @@ def _transformers(model: str, *, style: str, url: str | None, batch: int, precis
 def _openai(model: str, *, style: str, url: str | None, batch: int, precision: str) -> Backend:
     from xft.eval.generate.server import ServerBackend
 
-    return ServerBackend(model, style=style, url=url, batch=batch, precision=precision, lenient=True)
+    return ServerBackend(model, style=style, url=url, batch=batch, precision=precision)
 
 
 @BACKENDS.register("vllm")

@@ -51,20 +51,14 @@ THIS_ONE = {400, 413, 422}
 class ServerBackend:
     """A server that answers over HTTP."""
 
-    def __init__(
-        self, model: str, *, style: str, url: str | None, batch: int, precision: str, lenient: bool = False
-    ) -> None:
-        """Find the server.
-
-        With `lenient` a single request that it refuses is answered with its words and finish `refused`; without a
-        model's name it is the first that the server has.
-        """
+    def __init__(self, model: str, *, style: str, url: str | None, batch: int, precision: str) -> None:
+        """Find the server; without a model's name it is the first that the server has."""
         self.style = "chat" if style == "auto" else style
         if self.style != "completion":
             PROMPTS[self.style]
         self.url = _base_url(url)
         _check_key(os.environ.get(KEY, ""))
-        self.batch, self.lenient = batch, lenient
+        self.batch = batch
         self._endpoint = "chat/completions" if self.style == "chat" else "completions"
         # No redirects: they would take the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -147,7 +141,7 @@ class ServerBackend:
         try:
             answer = self._ask(f"{ask.task_id}, sample {ask.sample}", body, stopping)
         except _RefusedError as error:
-            if self.lenient and error.status in THIS_ONE:
+            if error.status in THIS_ONE:
                 return Answer(text=error.said, finish="refused")
             raise
         cut = first_stop(answer.text, stop)
