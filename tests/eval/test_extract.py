@@ -122,6 +122,7 @@ def test_a_demo_stays_where_a_script_is_asked_for():
     assert find_program("", {"solve"}, answer) == answer
     assert without_demo(answer, {"solve"}) == WHOLE
     assert without_demo(answer, {"other"}) == answer
+    assert without_demo("def f():\n    return x\n\n\nx = 1; f()\n", {"f"}).endswith("x = 1; f()\n")
     assert without_demo("class A:\n    x = 1\n\n\nA.x = 2\nA()\n", {"A"}) == "class A:\n    x = 1\n\n\nA.x = 2\n"
 
 
