@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from xft.errors import CheckpointError
 from xft.export import STOCK, export
@@ -167,3 +169,72 @@ def test_attention_biases_fit_no_mixtral(
     assert json.loads((mixture / "config.json").read_text())["attention_bias"]
     with pytest.raises(CheckpointError, match="its attention has no biases"):
         export(mixture, tmp_path, "mixtral")
+
+
+def without(dense: Path, folder: Path, *keys: str) -> Path:
+    """Copy a dense model whose config.json leaves some keys to the class."""
+    shutil.copytree(dense, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in keys}))
+    return folder
+
+
+@pytest.mark.parametrize(("family", "rule"), [("llama", "topk-softmax"), ("qwen2", "deepseek-sigmoid")])
+def test_what_the_base_leaves_to_its_class_is_what_the_stock_class_computes_with(
+    family: str, rule: str, dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = without(plain_dense(dense_of, family), tmp_path / "base", "rope_parameters", "rms_norm_eps")
+    mixture = mixture_of(perturbed, base, tmp_path / "moe", router=rule)
+    out = tmp_path / "out"
+    out.mkdir()
+    export(mixture, out)
+    with torch.no_grad():
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(folder)(IDS).logits for folder in (mixture, out))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-5)
+
+
+def test_a_window_that_the_base_leaves_to_its_class_is_written_or_refused(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = without(dense_of("mistral"), tmp_path / "base", "sliding_window")
+    (tmp_path / "out").mkdir()
+    export(mixture_of(perturbed, base, tmp_path / "moe", router="topk-softmax"), tmp_path / "out", "mixtral")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["sliding_window"] == 4096
+    mixture = mixture_of(perturbed, base, tmp_path / "sigmoid", router="deepseek-sigmoid")
+    with pytest.raises(CheckpointError, match="glm4-moe can't hold it: its attention has no sliding window"):
+        export(mixture, tmp_path / "out", "glm4-moe")
+
+
+def test_an_older_base_s_scaled_rotation_is_kept(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = without(plain_dense(dense_of, "llama"), tmp_path / "base", "rope_parameters")
+    config = json.loads((base / "config.json").read_text()) | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    (base / "config.json").write_text(json.dumps(config))
+    (tmp_path / "out").mkdir()
+    export(mixture_of(perturbed, base, tmp_path / "moe", router="topk-softmax"), tmp_path / "out")
+    rope = AutoConfig.from_pretrained(tmp_path / "out").rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 4.0, 10000.0)
+
+
+def test_an_export_that_computes_something_else_is_an_error(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = mixture_of(perturbed, plain_dense(dense_of, "llama"), tmp_path / "moe", router="topk-softmax")
+    stock = STOCK["mixtral"]
+    wrong = replace(stock, config=lambda *given: stock.config(*given) | {"rms_norm_eps": 1e-2})
+    monkeypatch.setitem(STOCK, "mixtral", wrong)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="as mixtral it computes something else, logits differ by"):
+        export(mixture, tmp_path / "out")
+
+
+def test_a_tuned_mixture_in_fp32_is_compared_in_its_base_s_dtype(
+    dense_of: Callable[..., Path], perturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = plain_dense(dense_of, "llama", dtype="bfloat16")
+    mixture = mixture_of(perturbed, base, tmp_path / "moe", router="topk-softmax")
+    tensors = {name: tensor.float() * 1.001 for name, tensor in load_file(mixture / "model.safetensors").items()}
+    save_file(tensors, mixture / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "out").mkdir()
+    assert export(mixture, tmp_path / "out") == "mixtral"

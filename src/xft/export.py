@@ -13,18 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from xft.cards import write_export_card
 from xft.checkpoint import Planned, copy_companions, copy_of, finite, write_checkpoint, write_config
 from xft.errors import CheckpointError
 from xft.export_adapters import export_adapters
+from xft.merge.write import dense_config
 from xft.moe.layouts import Layout
 from xft.moe.mixture import Mixture
 from xft.progress import track
+from xft.prove import probe
 from xft.registry import Registry
+from xft.tune.tune import quiet
 
 UNUSED_FFN = 8
 """Width of a shared expert that a class demands and the mixture has not; it is filled with zeros."""
+CHECKED_LAYERS = 2
+"""Layers that are mixtures, beside the dense ones before them, through which the probe of an export goes: all layers
+have the same settings, and a check that holds all of them would need the memory that writing does not."""
+TOLERANCE = 1e-3
+"""Of the largest logit; two orders of summing in fp32 are 1e-6 apart, a norm with another epsilon 1e-2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +143,8 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
     Low-rank differences are written as adapters, `peft`. Gate noise, which counts in training only, is left out.
 
     Raises:
-        CheckpointError: no mixture, or one that no stock class can hold; says why, and which can be held.
+        CheckpointError: no mixture, or one that no stock class can hold; says why, and which can be held. Or the
+            stock class computes something else from what was written.
     """
     mixture = Mixture(folder)
     if to == PEFT or (to is None and not mixture.layout.copies):
@@ -152,22 +162,64 @@ def export(folder: Path, out: Path, to: str | None = None) -> str:
     with track("export", sum(planned.nbytes for planned in plan)) as advance:
         write_checkpoint(out, plan, progress=advance)
     copy_companions(mixture.folder, out)
-    kept = {key: value for key, value in mixture.config.items() if key not in ("xft", "mlp_bias", "attention_bias")}
+    config = _config(mixture)
+    kept = {key: value for key, value in config.items() if key not in ("mlp_bias", "attention_bias")}
     keys = {
         "model_type": stock.model_type,
         "architectures": [stock.model_class],
         "dtype": mixture.options["base_dtype"],
     }
     down = mixture.stack_names(mixture.mixed_layers.start, mixture.parts[len(mixture.family.inner)])[0]
-    own = stock.config(mixture.config, mixture.layout, mixture.shape(down)[2])
+    own = stock.config(config, mixture.layout, mixture.shape(down)[2])
     write_config(out, kept | keys | own | dict(stock.rules[mixture.options["router"]]))
+    _check(mixture, out, name)
     write_export_card(out, mixture, name)
     return name
 
 
+def _config(mixture: Mixture) -> dict[str, Any]:
+    """Return the dense class's config.json with what the base's leaves to defaults, as another class has others."""
+    config = dense_config(mixture)
+    stated, general = AutoConfig.for_model(**config).to_dict(), PreTrainedConfig().to_dict()
+    config |= {key: value for key, value in stated.items() if key not in general}
+    if config.get("rope_scaling"):  # the older name, which comes first where both are given
+        config["rope_scaling"] = config["rope_parameters"]
+    return config
+
+
+def _check(mixture: Mixture, out: Path, name: str) -> None:
+    """Compare the logits of the mixture's first layers and of the written model's, both in memory in fp32.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    quiet()
+    ids = probe(mixture)
+    ours, theirs = (_logits(mixture, folder, ids) for folder in (mixture.folder, out))
+    # The median over positions, since rounding may turn the choice of experts at one where two scores are equal
+    off = float((theirs - ours).abs().amax(-1).median() / ours.abs().max())
+    if not off <= TOLERANCE:
+        raise CheckpointError(
+            f"{mixture.folder}: as {name} it computes something else, logits differ by {off:.1e} of the largest, so "
+            "nothing is written; please report this with its config.json, and merge it instead (`xft merge`)"
+        )
+
+
+@torch.inference_mode()
+def _logits(mixture: Mixture, folder: Path, ids: Tensor) -> Tensor:
+    """Return a folder's logits after the first layers, with weights of the base's dtype."""
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = min(mixture.layers, mixture.mixed_layers.start + CHECKED_LAYERS)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(getattr(torch, mixture.options["base_dtype"])))
+    logits: Tensor = model(ids).logits
+    return logits
+
+
 def _obstacle(mixture: Mixture, stock: Stock) -> str:
     """Say why a class can't hold a mixture, "" when it can."""
-    options = mixture.options
+    options, config = mixture.options, _config(mixture)
     if not mixture.layout.copies:
         return f"its experts are full matrices, not differences, which go to {PEFT}"
     if mixture.family.model_type not in stock.families:
@@ -178,9 +230,9 @@ def _obstacle(mixture: Mixture, stock: Stock) -> str:
         return f"its gate is one matrix, not the gate {options['gate']!r}"
     if len(mixture.parts) > len(mixture.family.projections):
         return "its experts have no biases"
-    if mixture.config.get("attention_bias"):
+    if config.get("attention_bias"):
         return "its attention has no biases"
-    if not stock.window and mixture.config.get("sliding_window") and mixture.config.get("use_sliding_window", True):
+    if not stock.window and config.get("sliding_window") and config.get("use_sliding_window", True):
         return "its attention has no sliding window"
     if mixture.settings.dense_layers and not stock.dense_layers:
         return "all of its layers are mixtures, and here the first are dense"

@@ -86,7 +86,7 @@ class Gap:
 def gap(mixture: Path, merged: Path, seed: int = 0) -> Gap:
     """Compare a merged model with its mixture on random probe sequences, those of the proof."""
     one, other = Mixture(mixture), Checkpoint(merged)
-    ids = _probe(one, seed)
+    ids = probe(one, seed)
     with track("gap", 2 * one.layers) as advance:
         mixed, plain = (hidden_states(each, ids, torch.float32, advance=advance) for each in (one, other))
     return Gap(
@@ -96,7 +96,8 @@ def gap(mixture: Path, merged: Path, seed: int = 0) -> Gap:
     )
 
 
-def _probe(checkpoint: Checkpoint, seed: int) -> Tensor:
+def probe(checkpoint: Checkpoint, seed: int = 0) -> Tensor:
+    """Return random token sequences, (B, S)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (PROBE_SEQUENCES, PROBE_LENGTH)
     return torch.randint(int(checkpoint.config["vocab_size"]), shape, generator=generator)
@@ -120,7 +121,7 @@ def prove(dense: Path, mixture: Path, seed: int = 0) -> Proof:
                 f"{mixture}: {key} is {child.config.get(key)}, {dense} has {parent.config.get(key)}: "
                 "these two don't belong together"
             )
-    ids = _probe(parent, seed)
+    ids = probe(parent, seed)
     preserves = child.preserves_dense
     damaged: Tensor | None = None
     with track("proof", (4 if preserves else 3) * parent.layers) as advance:
