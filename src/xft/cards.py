@@ -126,6 +126,8 @@ Licence: {_licence(out)}.
 def write_adapters_card(out: Path, mixture: Mixture) -> None:
     """Write the card of a mixture's experts as adapters."""
     base = mixture.options["base"]
+    name, revision = hub_model(base)
+    given = f'"{name or "folder/of/the/base"}"' + (f', revision="{revision}"' if revision else "")
     (out / CARD).write_text(
         f"""{_head(base, "lora", library="peft")}
 # {mixture.routed} LoRA adapters made by xft {__version__}
@@ -136,7 +138,8 @@ The routed experts of a mixture made of `{base}`, whose own weights were frozen.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this/folder/expert-0")
+base = AutoModelForCausalLM.from_pretrained({given})
+model = PeftModel.from_pretrained(base, "this/folder/expert-0")
 ```
 
 The router that mixes them token by token is not among them. What made it: `manifest.json`.
@@ -147,10 +150,16 @@ Licence: {_licence(out)}.
     )
 
 
+def hub_model(base: str) -> tuple[str, str]:
+    """Return the hub's name of a base and its revision, "" for what there is not."""
+    name, _, revision = base.partition("@")
+    return (name, revision) if HUB_NAME.match(name) and not Path(base).exists() else ("", "")
+
+
 def _head(base: str, tag: str, library: str = "transformers") -> str:
     """Return the hub's metadata; a base that is no hub name is left out, since the hub would refuse it."""
-    name = base.partition("@")[0]
-    known = f"base_model: {name}\n" if HUB_NAME.match(name) and not Path(base).exists() else ""
+    name, _ = hub_model(base)
+    known = f"base_model: {name}\n" if name else ""
     return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{known}tags: [xft, code, {tag}]\n---\n"
 
 

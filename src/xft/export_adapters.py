@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from xft.cards import write_adapters_card
+from xft.base import EMBEDDED
+from xft.cards import hub_model, write_adapters_card
 from xft.errors import CheckpointError
 from xft.moe.mixture import Mixture, fingerprint
 from xft.progress import track
@@ -28,9 +29,11 @@ def export_adapters(mixture: Mixture, out: Path) -> None:
         )
     family, layers = mixture.family, mixture.mixed_layers
     names = [part.tensor.removesuffix(".weight") for part in mixture.parts if part.tensor.endswith(".weight")]
-    rank = mixture.settings.rank
+    rank, base = mixture.settings.rank, mixture.options["base"]
+    hub_name, revision = hub_model(base)
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": mixture.options["base"],
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "revision": revision or None,
+        "base_model_name_or_path": None if base in EMBEDDED else hub_name or base,
         "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
         "target_modules": names, "layers_to_transform": list(layers),
         "layers_pattern": family.ffn(0).split(".0.")[0].rpartition(".")[2],
