@@ -234,6 +234,14 @@ def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) ->
     assert {name for name in nodes if nodes[name].config != usual[name].config} == {"sft"}
 
 
+def test_moved_data_makes_nothing_anew(overrides: list[str], tmp_path: Path) -> None:
+    (given,) = (each.removeprefix("data=") for each in overrides if each.startswith("data="))
+    moved = shutil.copy(given, tmp_path / "pairs.jsonl")
+    usual, other = (fingerprints(pipeline.graph(recipe_with([*overrides, f"data={path}"]), tmp_path), seed=1)
+                    for path in (given, moved))  # fmt: skip
+    assert usual == other
+
+
 @pytest.mark.parametrize(("more", "changed"), [
     (["tune.routed_lr=1", "tune.balance=1", "tune.z_loss=1", "tune.average_experts=1", "tune.train=experts"],
      {"moe", "merge/learned"}),

@@ -112,6 +112,7 @@ def look_up_names(recipe: Recipe) -> None:
 def graph(recipe: Recipe, out: Path) -> list[Node]:
     """Return the stages in an order in which they can be done."""
     from xft.data.prepare import HELDOUT, TRAIN, prepare, sources_digest
+    from xft.data.sources import source_name
     from xft.merge.methods import MERGE_METHODS
 
     base_folder = resolve_base(recipe.base)
@@ -132,10 +133,12 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     members = {number: recipe.seed + SEEDS_APART * (number - 1) for number in range(2, recipe.sft.soup + 1)}
     souped = ("sft", *(f"soup/{number}" for number in members))
     origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in recipe.upcycle.origins}
+    sources = [source.model_dump() | {"path": source_name(source)} for source in recipe.data.sources]
     nodes = [
         Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
              outside={"base": digest}),
-        Node(name="data", config=recipe.data.model_dump(), after=(), outside=sources_digest(recipe.data),
+        Node(name="data", config=recipe.data.model_dump() | {"sources": sources}, after=(),
+             outside=sources_digest(recipe.data),
              work=lambda folder, _: prepare(recipe.data, folder, recipe.seed)),
         Node(name="sft", after=("base", "data"), outside={}, work=work.sft(train, recipe.seed), config=sft),
         *(
@@ -285,13 +288,15 @@ class _Work:
 
     def merge(self, method: str, train: Path) -> Callable[[Path, Meter], None]:
         def work(folder: Path, meter: Meter) -> None:
+            from xft.data.sources import source_name
             from xft.merge.merge import MergeJob, merge
 
             merge(
                 MergeJob(
                     mixture=self.out / "moe", out=folder, method=method, pairs=train, prompt=self.style,
                     seed=self.recipe.seed, tune=self.recipe.tune, merge=self.recipe.merge,
-                    data=[source.path for source in self.recipe.data.sources], base=self.out / dense_of(self.recipe),
+                    base=self.out / dense_of(self.recipe),
+                    data=[source_name(source) for source in self.recipe.data.sources],
                 ),
                 meter,
             )  # fmt: skip

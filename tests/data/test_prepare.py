@@ -43,7 +43,7 @@ def test_prepared_pairs_hold_everything_that_was_read(tmp_path: Path) -> None:
         "heldout": 3,
         "rejected": 0,
         "too_long": 0,
-        "sources": [{"path": str(first), "records": 8}, {"path": str(second), "records": 4}],
+        "sources": [{"path": "a.jsonl", "records": 8}, {"path": "b.jsonl", "records": 4}],
     }
     assert not (out / "rejects.jsonl").exists()
 
@@ -70,16 +70,16 @@ def test_what_curation_left_out_is_in_the_summary_of_a_run_on_it(tmp_path: Path)
     folder = curated(tmp_path / "curated", steps)
     for number, source in enumerate((folder, folder / "train.jsonl")):
         (told,) = sources_of(source, tmp_path / str(number))
-        assert told == {"path": str(source), "records": 8, "curated": steps}
+        assert told == {"path": source.name, "records": 8, "curated": steps}
     mine = pairs(folder / "mine.jsonl", 4, start=20)  # a user's own, put beside
-    assert sources_of(mine, tmp_path / "mine") == [{"path": str(mine), "records": 4}]
-    assert sources_of(folder, tmp_path / "all") == [{"path": str(folder), "records": 12}]
+    assert sources_of(mine, tmp_path / "mine") == [{"path": "mine.jsonl", "records": 4}]
+    assert sources_of(folder, tmp_path / "all") == [{"path": "curated", "records": 12}]
 
 
 @pytest.mark.parametrize("steps", ["none", [{"a": 1}], 3, None, [{"step": "s", "in": 1, "dropped": 0, "reasons": 3}]])
 def test_statistics_that_are_no_statistics_are_left_alone(tmp_path: Path, steps: Any) -> None:
     folder = curated(tmp_path / "curated", steps)
-    assert sources_of(folder, tmp_path / "out") == [{"path": str(folder), "records": 8}]
+    assert sources_of(folder, tmp_path / "out") == [{"path": "curated", "records": 8}]
 
 
 def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_skip_bad_writes_rejects_with_reasons_and_counts_them(
     out.mkdir()
     prepare(config(path, heldout=2, skip_bad=True), out, seed=0)
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [reject["where"] for reject in rejects] == [f"{path}:{line}" for line in (7, 8, 9, 10)]
+    assert [reject["where"] for reject in rejects] == [f"a.jsonl:{line}" for line in (7, 8, 9, 10)]
     for reject, reason in zip(rejects, ("not JSON", "response is empty", "no known layout", "not UTF-8"), strict=True):
         assert reason in reject["reason"]
     assert "ä" in rejects[2]["record"]
@@ -178,5 +178,37 @@ def test_the_sources_digest_changes_with_one_byte(tmp_path: Path) -> None:
     assert sources_digest(config(path)) == before
     path.write_text(path.read_text().replace("r1", "r9"))
     after = sources_digest(config(path))
-    assert set(after) == set(before) == {str(path)}
+    assert set(after) == set(before) == {"a.jsonl"}
     assert after != before
+
+
+def test_the_same_files_elsewhere_are_the_same_data(tmp_path: Path) -> None:
+    made = []
+    for name in ("here", "there"):
+        place = tmp_path / name
+        (place / "more").mkdir(parents=True)
+        more = pairs(place / "more" / "b.jsonl", 4, start=6)
+        more.write_text(more.read_text() + "{}\n")
+        given = config(pairs(place / "a.jsonl", 6), place / "more", heldout=2, skip_bad=True)
+        out = place / "out"
+        out.mkdir()
+        prepare(given, out, seed=1)
+        made.append((sources_digest(given), {path.name: path.read_text() for path in out.iterdir()}))
+    assert made[0] == made[1]
+    read = read_pairs(tmp_path / "here" / "out" / "train.jsonl")
+    assert {example.source.rpartition(":")[0] for example in read} == {"a.jsonl", "more/b.jsonl"}
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate("xyz"):
+        (tmp_path / folder).mkdir()
+        pairs(tmp_path / folder / "a.jsonl", 4, start=4 * number)
+    given = config(*(tmp_path / folder / "a.jsonl" for folder in "xyz"), heldout=2)
+    assert list(sources_digest(given)) == ["a.jsonl", "a.jsonl (2)", "a.jsonl (3)"]
+    prepare(given, tmp_path, seed=1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [source["records"] for source in summary["sources"]] == [4, 4, 4]
+
+
+def test_shipped_pairs_are_named_as_the_recipe_names_them() -> None:
+    assert list(sources_digest(config(Path("shipped:python")))) == ["shipped:python"]

@@ -11,7 +11,7 @@ import pytest
 
 from hub_cache import cached_repository, offline
 from xft.data.example import Example
-from xft.data.sources import Rejected, read_source, resolve_files
+from xft.data.sources import Rejected, read_source, resolve_files, source_name
 from xft.errors import DataError
 from xft.recipe import DataSource
 
@@ -313,3 +313,13 @@ def test_the_text_of_a_line_that_is_no_json_is_kept(tmp_path: Path) -> None:
     path.write_bytes(b'nonsense\n"\xff"\n')
     rejected = list(read_source(DataSource(path=str(path))))
     assert [each.record for each in rejected if isinstance(each, Rejected)] == ["nonsense\n", "b'\"\\xff\"\\n'"]
+
+
+def test_a_source_s_name_does_not_tell_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "linked.jsonl").symlink_to(tmp_path / "blob")
+    (tmp_path / "blob").touch()
+    monkeypatch.chdir(tmp_path / "pairs")
+    given = [".", "linked.jsonl", str(tmp_path / "pairs"), "shipped:python", "owner/name"]
+    names = ["pairs", "linked.jsonl", "pairs", "shipped:python", "owner/name"]
+    assert [source_name(DataSource(path=path)) for path in given] == names

@@ -6,14 +6,14 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from xft.data.example import Example
-from xft.data.sources import Rejected, made_by, read_source, resolve_files
+from xft.data.sources import Rejected, file_names, made_by, read_source, resolve_files, source_name
 from xft.errors import DataError
 from xft.recipe import DataConfig
 from xft.stage import file_digest, write_json
@@ -34,11 +34,12 @@ def prepare(config: DataConfig, out: Path, seed: int) -> None:
     train, heldout = split(examples, config, seed)
     write_examples(out / TRAIN, train)
     write_examples(out / HELDOUT, heldout)
+    names = file_names(config.sources)
     records = Counter(_file_of(example.source) for example in read)
-    files = {source.path: resolve_files(source) for source in config.sources}
+    files = {source.path: (source_name(source), resolve_files(source)) for source in config.sources}
     counts = [
-        {"path": name, "records": sum(records[str(path)] for path in paths), **_curation(paths)}
-        for name, paths in files.items()
+        {"path": name, "records": sum(records[names[path]] for path in paths), **_curation(paths)}
+        for name, paths in files.values()
     ]
     write_json(
         out / "summary.json",
@@ -82,7 +83,7 @@ def write_pairs(config: DataConfig, out: Path) -> Path:
 
 
 def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
-    """Read every source.
+    """Read every source; what is read names its file as `file_names` does, an error as the recipe does.
 
     Raises:
         DataError: a malformed record (unless `skip_bad`), or no record at all.
@@ -103,12 +104,16 @@ def read_all(config: DataConfig) -> tuple[list[Example], list[Rejected]]:
             "to leave such records out"
         )
     if not examples:
-        names = ", ".join(source.path for source in config.sources)
+        given = ", ".join(source.path for source in config.sources)
         reason = ""
         if rejected:
             reason = f"; all {len(rejected)} records are bad, the first is {rejected[0].where}: {rejected[0].reason}"
-        raise DataError(f"{names}: no instruction pairs in it{reason}")
-    return examples, rejected
+        raise DataError(f"{given}: no instruction pairs in it{reason}")
+    names = {str(path): name for path, name in file_names(config.sources).items()}
+    return (
+        [replace(example, source=_renamed(example.source, names)) for example in examples],
+        [replace(reject, where=_renamed(reject.where, names)) for reject in rejected],
+    )
 
 
 def short_enough(examples: list[Example], max_chars: int | None) -> list[Example]:
@@ -146,8 +151,8 @@ def split(examples: list[Example], config: DataConfig, seed: int) -> tuple[list[
 
 
 def sources_digest(config: DataConfig) -> dict[str, str]:
-    """Return the sha256 of every file that the sources name."""
-    return {str(path): file_digest(path) for source in config.sources for path in resolve_files(source)}
+    """Return the sha256 of every file that the sources name; the same files elsewhere have the same."""
+    return {name: file_digest(path) for path, name in file_names(config.sources).items()}
 
 
 def read_pairs(path: Path) -> Iterator[Example]:
@@ -165,6 +170,11 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 def _file_of(where: str) -> str:
     """Return the file in a record's place, `FILE:LINE` or `FILE[ROW]`."""
     return where[: -1 - len(where.rsplit(":" if where[-1] != "]" else "[", 1)[1])]
+
+
+def _renamed(where: str, names: Mapping[str, str]) -> str:
+    file = _file_of(where)
+    return names[file] + where[len(file) :]
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:

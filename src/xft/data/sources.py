@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +28,7 @@ RECORDS = {"curate": ("train.jsonl", "documents.jsonl"), "synth": ("pairs.jsonl"
 """What the folders that xft makes call their records; rejects and counts lie beside them."""
 SHOWN = 200
 """Characters of a record that are kept of one that was rejected."""
+SHIPPED = "shipped:"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 MAX_LINE = 16 << 20
 """Bytes of a line; a longer one is rejected without being held in memory."""
@@ -61,12 +64,7 @@ def resolve_files(source: DataSource) -> list[Path]:
         DataError: no such file, or a folder without data files.
         FetchError: a hub name that can't be had.
     """
-    if source.path.startswith("shipped:"):
-        path = Path(str(resources.files("xft") / "data" / f"{source.path.removeprefix('shipped:')}.jsonl"))
-    else:
-        path = Path(source.path)
-        if not path.exists() and HUB_NAME.match(source.path) and not source.path.endswith(SUFFIXES):
-            path = fetch_snapshot(source.path, kind="dataset", revision=source.revision)
+    path = _place(source)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise DataError(f"{path}: unknown kind of file; xft reads {', '.join(SUFFIXES)}")
@@ -80,6 +78,36 @@ def resolve_files(source: DataSource) -> list[Path]:
     raise DataError(
         f"{source.path}: no such file; give a file, a folder, a hub data set (owner/name) or shipped:python"
     )
+
+
+def source_name(source: DataSource) -> str:
+    """Return a source's name without what tells where it lies: of a file or folder the last part of its path."""
+    elsewhere = source.path.startswith(SHIPPED) or not Path(source.path).exists()
+    return source.path if elsewhere else os.path.basename(os.path.abspath(source.path))
+
+
+def file_names(sources: Iterable[DataSource]) -> dict[Path, str]:
+    """Return the files of sources in order, each with a name of its own that does not tell where it lies."""
+    names: dict[Path, str] = {}
+    alike = Counter[str]()
+    for source in sources:
+        place, name = _place(source), source_name(source)
+        for path in resolve_files(source):
+            if path not in names:
+                own = name if path == place else f"{name}/{path.relative_to(place).as_posix()}"
+                alike[own] += 1
+                names[path] = own if alike[own] == 1 else f"{own} ({alike[own]})"
+    return names
+
+
+def _place(source: DataSource) -> Path:
+    """Return the file or folder of a source, there or not, fetching it when it is not local."""
+    if source.path.startswith(SHIPPED):
+        return Path(str(resources.files("xft") / "data" / f"{source.path.removeprefix(SHIPPED)}.jsonl"))
+    path = Path(source.path)
+    if not path.exists() and HUB_NAME.match(source.path) and not source.path.endswith(SUFFIXES):
+        return fetch_snapshot(source.path, kind="dataset", revision=source.revision)
+    return path
 
 
 def made_by(folder: Path) -> dict[str, Any]:
