@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from xft.errors import BusyError
-from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to
-from xft.stage import Meter, Stage, drop_files, read_manifest
+from xft.errors import BusyError, RunError
+from xft.graph import Node, ancestors, bring_up_to_date, fingerprints, run_folder, run_to_add_to, stage_of, to_make
+from xft.stage import BEGUN, Meter, Stage, aside_of, drop_files, read_manifest, write_json
 
 
 class Toy:
@@ -123,12 +124,69 @@ def test_a_stage_that_is_held_elsewhere_is_left_as_it_is(toy: Toy) -> None:
         return nullcontext()
 
     drop_files(toy.out / "base", "model*")
-    before = read_manifest(toy.out / "tune")
+    before = read_manifest(toy.out / "tune") or {}
     recipe = SimpleNamespace(seed=1, model_dump=lambda mode: {})
     with pytest.raises(BusyError, match="elsewhere"):
         bring_up_to_date(
             toy.nodes(tune=1), toy.out, recipe, redo=False, confirm=lambda _: False, say=lambda _: None, hold=refuse
         )
-    assert read_manifest(toy.out / "tune") == before
+    assert read_manifest(aside_of(toy.out / "tune", before["key"])) == before
     assert "dropped" not in (read_manifest(toy.out / "base") or {})  # the work before it is done
     assert toy(toy.nodes(tune=1)) == {"tune": 1}  # the same content, so the score stands
+
+
+def test_a_redo_that_breaks_off_leaves_no_score_of_other_settings(toy: Toy) -> None:
+    def breaks(_folder: Path, _meter: Meter) -> None:
+        raise RunError("broken off")
+
+    nodes = toy.nodes(base=1)
+    nodes[0] = replace(nodes[0], work=breaks)
+    with pytest.raises(RunError, match="broken off"):
+        toy(nodes)
+    assert [name for name in ("base", "tune", "other", "score") if (toy.out / name).exists()] == []
+    assert toy(toy.nodes()) == {}  # all that was put aside comes back
+    assert not list(toy.out.glob("recipe.yaml.*"))
+
+
+def test_a_finished_stage_says_which_file_it_has_lost(toy: Toy) -> None:
+    (toy.out / "tune" / "summary.json").unlink()
+    with pytest.raises(RunError, match=r"tune: summary\.json is missing; put it back, or move the folder away"):
+        toy(toy.nodes())
+
+
+def test_links_that_lead_nowhere_are_made_again_in_place(tmp_path: Path) -> None:
+    toy, place = Toy(tmp_path / "run"), tmp_path / "here"
+    toy.out.mkdir()
+    place.mkdir()
+    (place / "model.bin").write_text("base")
+
+    def nodes(where: Path, **configs: int) -> list[Node]:
+        def link(folder: Path, _meter: Meter) -> None:
+            (folder / "model.bin").unlink(missing_ok=True)
+            (folder / "model.bin").symlink_to(where / "model.bin")
+
+        base, *others = toy.nodes(**configs)
+        return [replace(base, work=link, links=True), *others]
+
+    toy(nodes(place))
+    place.rename(tmp_path / "there")
+    assert toy(nodes(tmp_path / "there")) == {}
+    assert (toy.out / "base" / "model.bin").read_text() == "base"
+    toy(nodes(tmp_path / "there", base=1))
+    (tmp_path / "there").rename(place)
+    assert toy(nodes(place)) == {}  # both are broken, and the one that was put aside is brought back
+    assert (toy.out / "base" / "model.bin").read_text() == "base"
+
+
+def test_what_must_be_made_is_told_with_what_is_there_of_it(toy: Toy) -> None:
+    assert to_make(toy.nodes(), toy.out, 1) == {}
+    drop_files(toy.out / "base", "model*")
+    nodes = toy.nodes(tune=1)
+    partial = toy.out / "tune.partial"
+    (partial / "resume").mkdir(parents=True)
+    write_json(partial / BEGUN, {"key": stage_of(nodes[1], toy.out, 1).key})
+    (partial / "resume" / "state").write_bytes(bytes(1000))
+    there = 1000 + (partial / BEGUN).stat().st_size
+    assert to_make(nodes, toy.out, 1) == {"base": 0, "tune": there, "score": 0}
+    write_json(partial / BEGUN, {"key": "of other settings"})
+    assert to_make(nodes, toy.out, 1) == {"base": 0, "tune": 0, "score": 0}

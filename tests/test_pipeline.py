@@ -234,6 +234,26 @@ def test_sft_can_have_epochs_of_its_own(overrides: list[str], tmp_path: Path) ->
     assert {name for name in nodes if nodes[name].config != usual[name].config} == {"sft"}
 
 
+def test_a_moved_base_makes_nothing_anew(copied: Path, overrides: list[str], tiny_dense: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(tiny_dense, tmp_path / "moved")
+    for link in (copied / "base").iterdir():
+        if link.is_symlink():
+            link.unlink()
+            link.symlink_to(tmp_path / "where it was" / link.name)
+    claim_hours(copied, ("sft", "moe"))
+    said = run(recipe_with([*overrides, f"base={moved}"]), copied)
+    assert made(said) == set()
+    assert (copied / "base" / "config.json").resolve() == moved / "config.json"
+
+
+def test_space_is_needed_for_all_that_must_be_made_but_for_what_is_there(overrides: list[str]) -> None:
+    recipe = recipe_with(overrides, "merge.also=ties")
+    whole = pipeline.space_needed(recipe, {"sft": 0})
+    assert pipeline.space_needed(recipe, {"sft": 100, "eval/xft": 100}) == whole - 100 > 0
+    merges = [pipeline.space_needed(recipe, {f"merge/{name}": 0}) for name in ("ties", "uniform", "learned")]
+    assert merges[0] == merges[1] == merges[2] > 0
+
+
 def test_moved_data_makes_nothing_anew(overrides: list[str], tmp_path: Path) -> None:
     (given,) = (each.removeprefix("data=") for each in overrides if each.startswith("data="))
     moved = shutil.copy(given, tmp_path / "pairs.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,18 @@ import yaml
 
 from xft.errors import RunError
 from xft.progress import clock
-from xft.stage import Meter, Stage, aside_of, locked, read_manifest, run_stage, set_aside
+from xft.stage import (
+    BEGUN,
+    MANIFEST,
+    Meter,
+    Stage,
+    aside_of,
+    locked,
+    read_json,
+    read_manifest,
+    run_stage,
+    set_aside,
+)
 
 Make = Callable[[Path, Stage], dict[str, Any]]
 """Makes a folder and returns its manifest, as `run_stage` does."""
@@ -38,6 +50,8 @@ class Node:
     work: Callable[[Path, Meter], None]
     outside: dict[str, str]
     """Digests of inputs from outside the run."""
+    links: bool = False
+    """Its work only makes links to outside; it is done again in place where one leads nowhere."""
 
 
 @contextmanager
@@ -91,12 +105,20 @@ def bring_up_to_date(
     `prepare` may refuse after the user's word and before anything is written; the recipe has a `seed`.
 
     Raises:
-        RunError: redoing needs the user's word.
+        RunError: redoing needs the user's word, or a finished stage has lost a file.
     """
+    for node in nodes:
+        if not node.links:
+            _refuse_lost(out / node.name)
     stale, emptied = outdated(nodes, out, recipe.seed)
     ask_before_redoing(stale.values(), out, redo, confirm, say)
     prepare()
-    (out / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    for name, manifest in stale.items():  # all at once, so that no recipe stands beside scores of another
+        if manifest["key"] != emptied.get(name, {}).get("key"):
+            set_aside(out / name, manifest["key"])
+    fresh = out / f"{RECIPE}.{os.getpid()}.new"
+    fresh.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    fresh.replace(out / RECIPE)
     for number, node in enumerate(nodes, start=1):
         stage = stage_of(node, out, recipe.seed)
         folder, said = out / node.name, f"[{number}/{len(nodes)}] {node.name}"
@@ -106,7 +128,7 @@ def bring_up_to_date(
         with hold(stage):
             if gone := emptied.get(node.name):
                 shutil.rmtree(next(place for place, found in _places(out, gone["stage"], gone["key"]) if found))
-            if _current(folder, stage):
+            if _current(folder, stage, node.links):
                 say(f"{said}: done before")
                 continue
             say(said)
@@ -126,13 +148,49 @@ def outdated(
 
 def stage_of(node: Node, out: Path, seed: int) -> Stage:
     """Return a node's stage; its inputs must be finished."""
-    inputs = {}
+    manifests = {}
     for name in node.after:
         manifest = read_manifest(out / name)
         if manifest is None:
             raise RunError(f"{out / name}: not finished, though {node.name} needs it; run again")
-        inputs[name] = manifest["digest"]
-    return Stage(name=node.name, config=node.config, inputs=inputs | node.outside, work=node.work, seed=seed)
+        manifests[name] = manifest
+    return _stage(node, manifests, seed)
+
+
+def to_make(nodes: Sequence[Node], out: Path, seed: int) -> dict[str, int]:
+    """Return the stages that are not there, each with the bytes that an interrupted try at it has left."""
+    fitting = _fitting(nodes, out, seed)
+    again = _wanted_again(nodes, fitting)
+    left: dict[str, int] = {}
+    for node in nodes:
+        if node.name in again or node.name not in fitting:
+            partial = out / f"{node.name}.partial"
+            known = all(name in fitting for name in node.after)
+            goes_on = known and read_json(partial / BEGUN, {}).get("key") == _stage(node, fitting, seed).key
+            files = partial.rglob("*") if goes_on else ()
+            left[node.name] = sum(path.lstat().st_size for path in files if path.is_file())
+    return left
+
+
+def _stage(node: Node, manifests: Mapping[str, Mapping[str, Any]], seed: int) -> Stage:
+    inputs = {name: manifests[name]["digest"] for name in node.after} | node.outside
+    return Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed)
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """Return a folder's manifest, whatever has become of its files."""
+    manifest: dict[str, Any] | None = read_json(folder / MANIFEST, None)
+    return manifest
+
+
+def _refuse_lost(folder: Path) -> None:
+    """Raise RunError where a finished stage's file is gone."""
+    if read_manifest(folder) is None and (manifest := _told(folder)):
+        kept = manifest["files"].keys() - manifest.get("dropped", [])
+        lost = sorted(name for name in kept if not (folder / name).exists())
+        raise RunError(
+            f"{folder}: {', '.join(lost)} is missing; put it back, or move the folder away to have it made anew"
+        )
 
 
 def _is_made(folder: Path, stage: Stage) -> bool:
@@ -141,17 +199,19 @@ def _is_made(folder: Path, stage: Stage) -> bool:
     return manifest is not None and manifest["key"] == stage.key
 
 
-def _current(folder: Path, stage: Stage) -> bool:
-    """Return whether a folder is up to date; put another one aside, or bring a fitting one back."""
+def _current(folder: Path, stage: Stage, links: bool) -> bool:
+    """Return whether a folder is up to date; put another one aside, bring a fitting one back, mend its links."""
     if _is_made(folder, stage):
         return True
-    if manifest := read_manifest(folder):
+    read = _told if links else read_manifest
+    if (manifest := read(folder)) and manifest["key"] != stage.key:
         set_aside(folder, manifest["key"])
     earlier = aside_of(folder, stage.key)
-    if _is_made(earlier, stage) and not folder.exists():
+    if (manifest := read(earlier)) and manifest["key"] == stage.key and not folder.exists():
         earlier.rename(folder)
-        return True
-    return False
+    if links and read(folder):
+        stage.work(folder, Meter())
+    return _is_made(folder, stage)
 
 
 def _present(nodes: Sequence[Node], out: Path) -> dict[str, dict[str, Any]]:
@@ -164,17 +224,18 @@ def _fitting(nodes: Sequence[Node], out: Path, seed: int) -> dict[str, dict[str,
     found: dict[str, dict[str, Any]] = {}
     for node in nodes:
         if all(name in found for name in node.after):
-            inputs = {name: found[name]["digest"] for name in node.after} | node.outside
-            key = Stage(name=node.name, config=node.config, inputs=inputs, work=node.work, seed=seed).key
-            if fitting := next((manifest for _, manifest in _places(out, node.name, key) if manifest), None):
+            key, read = _stage(node, found, seed).key, _told if node.links else read_manifest
+            if fitting := next((manifest for _, manifest in _places(out, node.name, key, read) if manifest), None):
                 found[node.name] = fitting
     return found
 
 
-def _places(out: Path, name: str, key: str) -> list[tuple[Path, dict[str, Any] | None]]:
+def _places(
+    out: Path, name: str, key: str, read: Callable[[Path], dict[str, Any] | None] = read_manifest
+) -> list[tuple[Path, dict[str, Any] | None]]:
     """Return the folders in which a stage may be, with the manifest of one that has the key."""
     places = (out / name, aside_of(out / name, key))
-    manifests = [read_manifest(place) for place in places]
+    manifests = [read(place) for place in places]
     return [
         (place, manifest if manifest and manifest["key"] == key else None)
         for place, manifest in zip(places, manifests, strict=True)

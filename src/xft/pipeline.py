@@ -11,7 +11,7 @@ With `sft.soup` further SFT runs, soup/2 and so on, and their average with the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from xft.base import resolve_base
 from xft.checkpoint import COMPANIONS, Checkpoint, require_disk
 from xft.device import compute_dtype
 from xft.errors import DataError, FetchError, RecipeError
-from xft.graph import Node, bring_up_to_date, run_folder
+from xft.graph import Node, bring_up_to_date, run_folder, to_make
 from xft.recipe import IDLE, MIXTURES_ONLY, BenchmarkConfig, EvalConfig, Recipe
 from xft.stage import Meter, folder_digest, read_manifest
 
@@ -42,15 +42,15 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
         nodes = graph(recipe, out)
         bring_up_to_date(
             nodes, out, recipe, redo=redo, confirm=confirm, say=say,
-            prepare=lambda: require_disk(out, space_needed(recipe, out)),
+            prepare=lambda: require_disk(out, space_needed(recipe, to_make(nodes, out, recipe.seed))),
         )  # fmt: skip
         from xft.report import write_report
 
         return write_report(out)
 
 
-def space_needed(recipe: Recipe, out: Path) -> int:
-    """Return the bytes that the unfinished stages will write, resume points included.
+def space_needed(recipe: Recipe, left: Mapping[str, int]) -> int:
+    """Return the bytes that stages will write, resume points included, beyond those that `left` says are there.
 
     Raises:
         CheckpointError: an FFN tensor of the base is missing.
@@ -69,9 +69,9 @@ def space_needed(recipe: Recipe, out: Path) -> int:
     needs = dict.fromkeys(members, dense * (stored + master)) | ({"soup/mean": dense * stored} if members else {})
     needs |= {
         "sft": dense * (stored + master), "upcycle": mixture * stored, "moe": mixture * 2 * master,
-        "merge/uniform": dense * stored, "merge/learned": dense * stored,
+        **{f"merge/{method}": dense * stored for method in ("uniform", "learned", *recipe.merge.also)},
     }  # fmt: skip
-    return sum(size for name, size in needs.items() if read_manifest(out / name) is None)
+    return sum(max(0, needs.get(name, 0) - there) for name, there in left.items())
 
 
 def look_up_names(recipe: Recipe) -> None:
@@ -135,8 +135,8 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     origins = {f"experts_from {model}": folder_digest(resolve_base(model)) for model in recipe.upcycle.origins}
     sources = [source.model_dump() | {"path": source_name(source)} for source in recipe.data.sources]
     nodes = [
-        Node(name="base", config={"base": recipe.base}, after=(), work=lambda folder, _: link_base(base_folder, folder),
-             outside={"base": digest}),
+        Node(name="base", config={}, after=(), work=lambda folder, _: link_base(base_folder, folder),
+             outside={"base": digest}, links=True),
         Node(name="data", config=recipe.data.model_dump() | {"sources": sources}, after=(),
              outside=sources_digest(recipe.data),
              work=lambda folder, _: prepare(recipe.data, folder, recipe.seed)),
