@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from xft import pipeline
 from xft.errors import FetchError, RecipeError, RunError
 from xft.families import FAMILIES
-from xft.graph import fingerprints
+from xft.graph import Node, fingerprints
 from xft.merge.methods import equal_coefficients
 from xft.merge.write import write_merged
 from xft.moe.layouts import LAYOUTS, layout_of
@@ -252,6 +252,17 @@ def test_space_is_needed_for_all_that_must_be_made_but_for_what_is_there(overrid
     assert pipeline.space_needed(recipe, {"sft": 100, "eval/xft": 100}) == whole - 100 > 0
     merges = [pipeline.space_needed(recipe, {f"merge/{name}": 0}) for name in ("ties", "uniform", "learned")]
     assert merges[0] == merges[1] == merges[2] > 0
+
+
+def test_held_out_pairs_are_read_as_far_as_those_that_are_trained_on(overrides: list[str], tmp_path: Path) -> None:
+    def scoring(*more: str) -> Node:
+        return next(
+            node for node in pipeline.graph(recipe_with(overrides, *more), tmp_path) if node.name == "eval/base"
+        )
+
+    assert scoring().config == scoring("tune.max_length=512").config
+    assert scoring().config["heldout_tokens"] == 1024
+    assert scoring("tune.max_length=2048").config["heldout_tokens"] == 2048
 
 
 def test_moved_data_makes_nothing_anew(overrides: list[str], tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
     for row, source, prompt in rows:
         config = {
             **evaluation.model_dump(exclude={"base_prompts", "precision"}), "dtype": dtype, "prompt": prompt,
-            "benchmark_data": scored,
+            "benchmark_data": scored, "heldout_tokens": heldout_tokens(recipe),
         }  # fmt: skip
         nodes.append(
             Node(name=f"eval/{row}", config=config, after=(source, "data"), outside={},
@@ -188,6 +188,13 @@ def graph(recipe: Recipe, out: Path) -> list[Node]:
 def dense_of(recipe: Recipe) -> str:
     """Return the stage of the dense model that is upcycled."""
     return "soup/mean" if recipe.upcycle.from_soup else "base"
+
+
+def heldout_tokens(recipe: Recipe) -> int:
+    """Return where held-out pairs are cut: no earlier than those that are trained on."""
+    from xft.eval.evaluate import HELDOUT_TOKENS
+
+    return max(HELDOUT_TOKENS, recipe.tune.max_length)
 
 
 def sft_schedule(recipe: Recipe) -> tuple[int, float]:
@@ -311,7 +318,7 @@ class _Work:
             evaluate(
                 EvalJob(
                     model=str(model), model_digest=manifest["digest"], out=folder, style=prompt,
-                    config=self.recipe.eval, heldout=heldout, label=row,
+                    config=self.recipe.eval, heldout=heldout, label=row, heldout_tokens=heldout_tokens(self.recipe),
                 ),
                 meter,
             )  # fmt: skip

@@ -55,13 +55,27 @@ def test_too_few_pairs_for_an_interval_and_losses_that_are_not_finite_are_errors
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_each_loss_names_its_pair_whatever_is_left_out(
-    tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_loss_names_its_pair_whatever_is_left_out(tiny_dense: Path, tmp_path: Path) -> None:
     too_long = Example(instruction="say nothing" * 50, response="")
     write_examples(tmp_path / "pairs.jsonl", [PAIRS[0], too_long, *PAIRS[1:]])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_dense), AutoTokenizer.from_pretrained(tiny_dense)
-    monkeypatch.setattr(heldout, "MAX_LENGTH", 128)
-    heldout.heldout_losses(model, tokenizer, tmp_path / "pairs.jsonl", tmp_path, style="chat", label="t")
+    heldout.heldout_losses(
+        model, tokenizer, tmp_path / "pairs.jsonl", tmp_path, style="chat", label="t", max_length=128
+    )
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [line["pair"] for line in lines] == [pair.digest for pair in PAIRS]
+
+
+def test_pairs_are_cut_where_told_and_scores_of_other_cuts_are_of_other_data(tiny_dense: Path, tmp_path: Path) -> None:
+    long = Example(instruction="count", response="123 " * 300)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_dense), AutoTokenizer.from_pretrained(tiny_dense)
+    scores = {}
+    for name, pairs in (("long", [long, *PAIRS]), ("short", PAIRS)):
+        write_examples(tmp_path / name, pairs)
+        for length in (1024, 1100, 2048):
+            scores[name, length] = heldout.heldout_losses(
+                model, tokenizer, tmp_path / name, tmp_path, style="chat", label="t", max_length=length
+            )
+    assert [scores["long", length]["cut"] for length in (1024, 1100, 2048)] == [1, 1, 0]
+    assert len({scores["long", length]["data_hash"] for length in (1024, 1100, 2048)}) == 3
+    assert len({scores["short", length]["data_hash"] for length in (1024, 1100, 2048)}) == 1

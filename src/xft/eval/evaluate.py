@@ -18,6 +18,8 @@ from xft.recipe import BenchmarkConfig, EvalConfig
 from xft.stage import Meter, write_json
 
 NOT_RUN = "not-run.json"
+HELDOUT_TOKENS = 1024
+"""Of a held-out pair, prompt included, that are read at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class EvalJob:
     backend: str = "transformers"
     url: str | None = None
     allow_unsafe: bool = False
+    heldout_tokens: int = HELDOUT_TOKENS
+    """Where held-out pairs are cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +135,9 @@ def _heldout(job: EvalJob, pairs: Path, backend: Backend) -> None:
     folder = job.out / "heldout"
     folder.mkdir(parents=True, exist_ok=True)
     heldout_losses(
-        backend.model, backend.tokenizer, pairs, folder, style=backend.style, label=f"{job.label}: held-out loss"
-    )
+        backend.model, backend.tokenizer, pairs, folder, style=backend.style, label=f"{job.label}: held-out loss",
+        max_length=job.heldout_tokens,
+    )  # fmt: skip
 
 
 def _score(job: EvalJob, run: _Run, settings: dict[str, Any]) -> None:
