@@ -55,7 +55,7 @@ def test_tune_reads_several_files_after_data(
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "sft" / "summary.json").read_text())["rows"] == 12
     manifest = json.loads((tmp_path / "sft" / "manifest.json").read_text())
-    assert {str(path) for path in pairs} <= set(manifest["inputs"])
+    assert {path.name for path in pairs} <= set(manifest["inputs"])
     assert not (tmp_path / "sft" / "train.jsonl").exists()
     before = folder_digest(tmp_path / "sft")
     assert xft("tune", tiny_dense, tmp_path / "sft", "--data", *pairs, *QUICK).code == 0
@@ -71,7 +71,7 @@ def test_tune_takes_a_column_map_and_skips_bad_lines_on_request(xft: Xft, tiny_d
     result = xft("tune", tiny_dense, tmp_path / "out", "--data", data, *columns, *QUICK, "--skip-bad")
     assert result.code == 0, result.err
     (reject,) = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert reject["where"] == f"{data}:5"
+    assert reject["where"] == "mapped.jsonl:5"
     assert "not JSON" in reject["reason"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows"] == 4
     others = ("--column", "instruction=solution", "--column", "response=problem")
