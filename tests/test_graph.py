@@ -117,7 +117,7 @@ def test_several_may_add_to_a_run_and_one_alone_takes_away(toy: Toy) -> None:
         pass
 
 
-def test_a_stage_that_is_held_elsewhere_is_left_as_it_is(toy: Toy) -> None:
+def test_of_a_stage_that_is_held_elsewhere_nothing_is_lost(toy: Toy) -> None:
     def refuse(stage: Stage) -> AbstractContextManager[None]:
         if stage.name == "tune":
             raise BusyError("elsewhere")
