@@ -205,7 +205,7 @@ def tune(
         pairs.unlink()
 
     inputs = {"model": folder_digest(folder)} | options.digests(sources)
-    made = config.model_dump(exclude=IDLE) | {"prompt": style, "data": [source.model_dump() for source in sources]}
+    made = config.model_dump(exclude=IDLE) | {"prompt": style, "data": options.read_as(sources)}
     options.finish(out, "tune", made, inputs, work, seed)
 
 
@@ -236,6 +236,7 @@ def merge(
     sizes = options.section(TuneConfig, None, batch=batch, micro_batch=micro_batch, max_length=max_length)
     options.need_training()
     from xft.base import resolve_base
+    from xft.data.sources import source_name
     from xft.merge.merge import MergeJob
     from xft.merge.merge import merge as work_on
     from xft.merge.methods import MERGE_METHODS, refuse_unheeded, refuse_unweighed
@@ -262,7 +263,7 @@ def merge(
         lost = work_on(
             MergeJob(
                 mixture=mixture.folder, out=partial, method=method, pairs=pairs, prompt=style, seed=seed, tune=sizes,
-                merge=config, data=[source.path for source in sources], base=parent,
+                merge=config, data=list(map(source_name, sources)), base=parent,
             ),
             meter,
         )  # fmt: skip
@@ -277,7 +278,7 @@ def merge(
     inputs = {"moe": folder_digest(mixture.folder)} | options.digests(sources)
     inputs |= {"base": folder_digest(parent)} if parent else {}
     made = {"method": method, "merge": config.model_dump(), "tune": sizes.model_dump(), "prompt": style}
-    made |= {"data": [source.model_dump() for source in sources]}
+    made |= {"data": options.read_as(sources)}
     options.finish(out, "merge", made, inputs, work, seed)
 
 

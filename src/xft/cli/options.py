@@ -60,6 +60,13 @@ def sources_of(data: list[str] | None, more: list[str] | None, column: list[str]
     return [parse_section(DataSource, {"path": path, "columns": columns}, "--data") for path in [*data, *(more or [])]]
 
 
+def read_as(sources: list[DataSource]) -> list[dict[str, Any]]:
+    """Return which sources are read, in which order and by which columns, wherever they lie."""
+    from xft.data.sources import source_name
+
+    return [source.model_dump(exclude={"path"}) | {"name": source_name(source)} for source in sources]
+
+
 def digests(sources: list[DataSource]) -> dict[str, str]:
     """Return the digest of each source's content."""
     if not sources:
