@@ -22,7 +22,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         (folder / "config.json").write_text("{}")
         found.append(folder)
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XFT_CACHE", str(tmp_path))
     monkeypatch.setattr(dequantise, "dequantise", write)
     embedded: Any = base.Embedded(fetch=lambda: tmp_path / "a.gguf", folder="a-1234", dtype="float32")
     monkeypatch.setitem(base.EMBEDDED, "pypi:toy", embedded)

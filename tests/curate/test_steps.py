@@ -57,6 +57,9 @@ KEPT: dict[str, list[Example]] = {
         pair("1. Write this:\n\n    ```python\n    def f():\n        return 1\n    ```\n"),
         pair(fenced(">>> double(2)\n4", "python")),
         pair(fenced("total nonsense {", "klingon")),
+        pair(
+            fenced("<ul>" + "<li>one<br><img src='a.png'>" * 1000 + "</ul>" + "<p>two</p><!-- three -->" * 1000, "html")
+        ),
     ],
     "words": [text(PROSE)],
     "repetition": [text(PROSE)],
@@ -116,6 +119,7 @@ REJECTED: dict[str, list[tuple[Example, str]]] = {
         (pair(fenced("print 'hello'", "python")), "python does not parse"),
         (pair(fenced("class Main { int x = ; }", "java")), "java does not parse"),
         (pair("fn main() { let x = ; }", language="rust"), "rust does not parse"),
+        (pair(fenced("<p>one</p> <!-- two <p>three</p>", "html")), "html does not parse"),
     ],
     "words": [
         (text("Too short."), "under 50 words"),
@@ -215,6 +219,7 @@ def test_step_is_pure_and_its_reasons_hold_nothing_of_the_record(name: str, mode
 @pytest.mark.parametrize(
     "attack",
     ["class " + "a" * 400_000, "```" + "a" * 400_000, "```html\n" + "<!--<script" * 40_000, "```html\n" + "<" * 400_000,
+     "```html\n" + "<div>" * 80_000,
      "a." * 200_000 + "://", "KEY" * 130_000 + "'", "eyJ-" * 100_000, "a@" + "test." * 80_000 + "9"],
     ids=lambda attack: attack[:14].strip(),
 )  # fmt: skip
