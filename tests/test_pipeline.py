@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from xft import pipeline
-from xft.errors import FetchError, RecipeError, RunError
+from xft.errors import FetchError, RecipeError, RunError, SandboxError
 from xft.families import FAMILIES
 from xft.graph import Node, fingerprints
 from xft.merge.methods import equal_coefficients
@@ -204,6 +204,15 @@ def test_what_would_fail_or_do_nothing_hours_later_is_refused_at_once(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         pipeline.look_up_names(recipe_with(overrides, *settings))
+
+
+def test_a_machine_that_can_not_score_is_found_before_the_training(
+    humaneval: None, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xft.eval.sandbox.sandbox.detect_level", lambda: ("unsafe", "no namespaces"))
+    with pytest.raises(SandboxError, match="no sandbox works here"):
+        run(recipe_with(overrides), tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
 
 
 def test_experts_of_a_soup_need_one(overrides: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ class Planned:
     @property
     def nbytes(self) -> int:
         """Return the tensor's size in bytes."""
-        return self.dtype.itemsize * _product(self.shape)
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def named_as_stored(model: Any, family: Family) -> Iterator[tuple[str, Any]]:
@@ -297,10 +298,3 @@ def copy_companions(source: Path, out: Path) -> None:
 def write_config(out: Path, config: dict[str, Any]) -> None:
     """Write config.json."""
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size

@@ -52,19 +52,19 @@ def run(
         RecipeError: two sources have one name, or are called `synth` as the made pairs are.
         RunError: another process is at it, `out` holds something else, or redoing needs the user's word.
         DataError: no seeds, or a source that is not there.
+        MissingExtraError: a step of the curation needs a library that is not installed.
         FetchError: the teacher, or something from the hub, can't be had.
     """
     from xft.curate.classifier import models_of
     from xft.curate.contamination import benchmark_inputs
     from xft.curate.read import input_digests, plan_shards
-    from xft.curate.run import CurateJob, curate
-    from xft.curate.step import build_steps
+    from xft.curate.run import CurateJob, curate, require_libraries
     from xft.fetch import cache_dir
     from xft.graph import Node, bring_up_to_date, run_folder
     from xft.synth.stage import open_stage, report
 
     settings = recipe.curate
-    build_steps(settings.steps, settings.kind)
+    require_libraries(settings)
     sources = [source.model_dump() for source in recipe.sources]
     made = {"path": str(out / MADE), "name": "synth"}
     config = parse_section(CurateConfig, settings.model_dump() | {"sources": [made, *sources]}, recipe.name)

@@ -41,12 +41,21 @@ def run(recipe: Recipe, out: Path, *, redo: bool, confirm: Callable[[str], bool]
     with run_folder(out):
         nodes = graph(recipe, out)
         bring_up_to_date(
-            nodes, out, recipe, redo=redo, confirm=confirm, say=say,
-            prepare=lambda: require_disk(out, space_needed(recipe, to_make(nodes, out, recipe.seed))),
-        )  # fmt: skip
+            nodes, out, recipe, redo=redo, confirm=confirm, say=say, prepare=lambda: _prepare(recipe, nodes, out)
+        )
         from xft.report import write_report
 
         return write_report(out)
+
+
+def _prepare(recipe: Recipe, nodes: Sequence[Node], out: Path) -> None:
+    """See that the work can go through to its end."""
+    from xft.eval.evaluate import require_scoring
+
+    left = to_make(nodes, out, recipe.seed)
+    require_disk(out, space_needed(recipe, left))
+    if any(name.startswith("eval/") for name in left):
+        require_scoring(recipe.eval.benchmarks)
 
 
 def space_needed(recipe: Recipe, left: Mapping[str, int]) -> int:
@@ -86,7 +95,6 @@ def look_up_names(recipe: Recipe) -> None:
     from xft.moe.balance import BALANCE_LOSSES
     from xft.moe.routers import ROUTERS, refuse_idle_gate, split_counts
     from xft.prompts import PROMPTS
-    from xft.tune.trainer import accumulation
     from xft.upcycle import refuse_idle
 
     _ = BALANCE_LOSSES[recipe.tune.balance_loss]
@@ -106,7 +114,6 @@ def look_up_names(recipe: Recipe) -> None:
     refuse_unweighed(recipe.merge, "merge", weighs_shared=rule.shared and upcycle.layout != "split")
     _ = [BENCHMARKS[entry.name] for entry in recipe.eval.benchmarks]
     _ = [PROMPTS[style] for style in (recipe.prompt, *recipe.eval.base_prompts) if style not in ("auto", "completion")]
-    accumulation(recipe.tune, max(1, torch.cuda.device_count()))
 
 
 def graph(recipe: Recipe, out: Path) -> list[Node]:

@@ -182,6 +182,12 @@ class TuneConfig(Section):
     """Minutes between resume points; 0 saves after every step."""
 
     @model_validator(mode="after")
+    def _batches_divide(self) -> TuneConfig:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}")
+        return self
+
+    @model_validator(mode="after")
     def _routed_experts_learn(self) -> TuneConfig:
         if self.train == "routers" and self.routed_lr is not None:
             raise ValueError(

@@ -182,8 +182,8 @@ def test_pairs_that_are_cut_or_left_out_are_said(xft: Xft, tiny_dense: Path, tmp
 
 
 def test_a_report_of_something_else_is_refused(xft: Xft, tmp_path: Path) -> None:
-    refused(xft("report", tmp_path), tmp_path, "no run directory", "give the folder of an `xft run`")
-    refused(xft("report", tmp_path / "no"), tmp_path / "no", "no run directory")
+    refused(xft("report", tmp_path), tmp_path, "not a run directory", "`xft run` makes one")
+    refused(xft("report", tmp_path / "no"), tmp_path / "no", "not a run directory")
     assert list(tmp_path.iterdir()) == []
 
 

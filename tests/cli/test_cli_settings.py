@@ -40,13 +40,14 @@ from command import Xft, refused
         ),
         (
             ("tune", "BASE", "OUT", "--data", "DATA", "--batch", "3", "--micro-batch", "2"),
-            ("tune.batch=3 is no multiple", "choose a multiple of 2"),
+            ("batch=3 is no multiple of micro_batch=2",),
         ),
         (("tune", "BASE", "OUT", "--data", "DATA", "--rounds", "3"), ("--rounds",)),
         (("tune", "BASE"), ("OUT",)),
         (("eval", "BASE", "--out", "OUT", "--bench", "nobench"), ("unknown benchmark 'nobench'", "humaneval")),
         (("eval", "BASE", "--out", "OUT", "--bench", "humanevl"), ("did you mean 'humaneval'?",)),
         (("eval", "BASE", "--out", "OUT", "--data-dir", "gone"), ("gone: no such folder", "--data-dir")),
+        (("curate", "OUT", "--data", "DATA", "--data-dir", "gone"), ("gone: no such folder", "--data-dir")),
         (("run", "nowhere"), ("nowhere: no such recipe file", "tiny")),
         (
             ("run", "tiny", "tune.learning_rate=1", "--out", "OUT"),
@@ -56,7 +57,7 @@ from command import Xft, refused
         (("run", "smolm2-135m", "--out", "OUT"), ("no such recipe file", "did you mean 'smollm2-135m'?")),
         (("run", "tiny", "base=BASE", "eval.benchmarks=[nobench]", "--out", "OUT"), ("unknown benchmark 'nobench'",)),
         (("run", "tiny", "base=BASE", "upcycle.router=top-1", "--out", "OUT"), ("unknown router 'top-1'",)),
-        (("run", "tiny", "base=BASE", "tune.batch=3", "--out", "OUT"), ("tune.batch=3 is no multiple",)),
+        (("run", "tiny", "base=BASE", "tune.batch=3", "--out", "OUT"), ("tune: batch=3 is no multiple",)),
         (("fly",), ("fly",)),
     ],
 )

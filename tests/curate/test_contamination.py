@@ -55,6 +55,8 @@ def check(candidate):
     assert candidate([3, 9, 4]) == 6
     assert candidate([5]) == 0
     assert candidate([1, 1, 8]) == 7
+
+check(widest_gap)
 """
 TOWERS = Problem(task_id="Toy/0", stub=STUB, entry_point="widest_gap", canonical=BODY, tests=TESTS)
 SQUARE_STUB = (

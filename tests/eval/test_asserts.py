@@ -112,11 +112,10 @@ def test_what_cannot_be_split_says_why(source, reason):
 
 
 def test_the_check_of_humaneval_is_split():
-    source = (
-        "METADATA = {'author': 'x'}\n\ndef check(candidate):\n    'Doc.'\n    print\n    assert candidate(1) == 2\n"
-    )
+    body = "    'Doc.'\n    print\n    assert candidate(1) == 2\n"
+    source = f"METADATA = {{'author': 'x'}}\n\ndef check(candidate):\n{body}\ncheck(f)\n"
     (check,) = split_check(source, "f")
     assert check.calls == ((1,),)
-    for more in ("def helper(): pass\n", "import os\n", "check = 1\nexit()\n"):
+    for more in ("def helper(): pass\n", "import os\n", "check = 1\nexit()\n", "check(f)\n"):
         with pytest.raises(CannotSplitError, match="more than the one function"):
             split_check(more + source, "f")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from xft.errors import DataError
-from xft.eval.compare import compare
+from xft.eval.compare import compare, read_losses
 from xft.eval.metrics import mcnemar_p, smallest_difference
 
 
@@ -108,7 +108,7 @@ def test_the_smallest_difference_is_found_about_4_times_in_5():
 def losses(folder: Path, values: list[float], **scores: object) -> Path:
     folder.mkdir(parents=True)
     (folder / "scores.json").write_text(json.dumps({"benchmark": "heldout", "data_hash": "h"} | scores))
-    lines = [{"id": number, "tokens": 9, "loss": value} for number, value in enumerate(values)]
+    lines = [{"pair": str(number), "tokens": 9, "loss": value} for number, value in enumerate(values)]
     (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -128,9 +128,19 @@ def test_of_held_out_losses_the_lower_is_better(tmp_path):
         compare(a, write(tmp_path / "d", [[True]]))
 
 
+def test_losses_are_paired_by_their_pairs_wherever_they_stand(tmp_path):
+    lines = [{"pair": pair, "loss": loss} for pair, loss in (("p", 1.0), ("q", 2.0), ("p", 3.0), ("r", 4.0))]
+    a, b = losses(tmp_path / "a", []), losses(tmp_path / "b", [])
+    for folder, kept in ((a, lines), (b, lines[1:])):  # another prompt leaves less room
+        (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert read_losses(a) == {"p 0": 1.0, "q 0": 2.0, "p 1": 3.0, "r 0": 4.0}
+    found = compare(a, b)
+    assert (found.items, found.only_one) == (3, 1)
+
+
 def test_a_damaged_loss_is_named(tmp_path):
     a = losses(tmp_path / "a", [1.0])
-    (a / "losses.jsonl").write_text('{"id": 0}\n')
+    (a / "losses.jsonl").write_text('{"pair": "0"}\n')
     with pytest.raises(DataError, match=r"losses\.jsonl: damaged .*score the model again"):
         compare(a, a)
 

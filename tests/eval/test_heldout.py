@@ -12,6 +12,7 @@ from xft.data.example import Example
 from xft.data.prepare import write_examples
 from xft.errors import CheckpointError, DataError
 from xft.eval import heldout
+from xft.eval.compare import read_losses
 from xft.tune.dataset import encode
 
 PAIRS = [Example(instruction=f"say {word}", response=word * n) for n, word in enumerate(["ab", "xyz", "q", "hello"], 1)]
@@ -64,6 +65,7 @@ def test_each_loss_names_its_pair_whatever_is_left_out(tiny_dense: Path, tmp_pat
     )
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [line["pair"] for line in lines] == [pair.digest for pair in PAIRS]
+    assert list(read_losses(tmp_path)) == [f"{pair.digest} 0" for pair in PAIRS]
 
 
 def test_pairs_are_cut_where_told_and_scores_of_other_cuts_are_of_other_data(tiny_dense: Path, tmp_path: Path) -> None:

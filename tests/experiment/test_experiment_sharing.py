@@ -82,7 +82,7 @@ class Toys:
             elif node.name.startswith("eval/"):
                 (folder / "heldout").mkdir(exist_ok=True)
                 (folder / "heldout/scores.json").write_text('{"benchmark": "heldout", "data_hash": "h"}')
-                lines = [json.dumps({"id": number, "loss": chance + number}) + "\n" for number in range(4)]
+                lines = [json.dumps({"pair": str(number), "loss": chance + number}) + "\n" for number in range(4)]
                 (folder / "heldout/losses.jsonl").write_text("".join(lines))
             elif node.name != "base":
                 (folder / "model.safetensors").write_text(content)

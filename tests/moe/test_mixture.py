@@ -36,13 +36,13 @@ def mixture(request: pytest.FixtureRequest, tiny_dense: Path, tmp_path: Path) ->
 
 def test_a_mixture_has_a_shared_expert_only_where_its_router_has_one(mixture: Mixture) -> None:
     assert is_mixture(mixture)
-    assert any(".shared_expert." in name for name in mixture.names()) == mixture.rule.shared
+    assert any(".shared_expert." in name for name in mixture.names()) == mixture.layout.rule.shared
     assert len(mixture.pieces(1, mixture.parts[-1])[0].experts) == 4
-    assert mixture.routed == (3 if mixture.rule.shared else 4)
+    assert mixture.routed == (3 if mixture.layout.rule.shared else 4)
     model = AutoModelForCausalLM.from_pretrained(mixture.folder)
     layer = model.model.layers[0].mlp
-    assert (layer.shared_expert is not None) == mixture.rule.shared
-    assert layer.router.keep == (2 if mixture.rule.shared else 3)
+    assert (layer.shared_expert is not None) == mixture.layout.rule.shared
+    assert layer.router.keep == (2 if mixture.layout.rule.shared else 3)
 
 
 def test_the_proof_demands_equality_where_the_router_promises_it_and_measures_elsewhere(
@@ -56,7 +56,7 @@ def test_the_proof_demands_equality_where_the_router_promises_it_and_measures_el
 
     monkeypatch.setattr("xft.prove.hidden_states", counted)
     proof = prove(tiny_dense, mixture.folder)
-    assert proof.preserves_dense == mixture.rule.preserves_dense
+    assert proof.preserves_dense == mixture.layout.rule.preserves_dense
     # A damaged expert is made, and must be noticed, only where something is demanded
     assert passes == [False, False, False, *([True] if proof.preserves_dense else [])]
     assert (proof.negative_control_difference is not None) == proof.preserves_dense
@@ -79,7 +79,7 @@ def mean_divergence(dense: Path, mixture: Path) -> float:
 def test_merging_the_fresh_mixture_gives_the_base_back(mixture: Mixture, tiny_dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     out.mkdir()
-    shared_weight = 0.75 if mixture.rule.shared else None
+    shared_weight = 0.75 if mixture.layout.rule.shared else None
     write_merged(mixture, equal_coefficients(mixture.layers, mixture.routed, shared_weight), out)
     base, merged = (load_file(folder / "model.safetensors") for folder in (tiny_dense, out))
     assert base.keys() == merged.keys()

@@ -147,7 +147,9 @@ def write_solved(
 def write_losses(run: Path, row: str, losses: Sequence[float]) -> None:
     """Write the held-out part of a row."""
     folder = run / "eval" / row / "heldout"
-    write_lines(folder / "losses.jsonl", [{"id": str(i), "tokens": 90, "loss": loss} for i, loss in enumerate(losses)])
+    write_lines(
+        folder / "losses.jsonl", [{"pair": str(i), "tokens": 90, "loss": loss} for i, loss in enumerate(losses)]
+    )
     mean, spread = float(np.mean(losses)), 1.96 * float(np.std(losses)) / len(losses) ** 0.5
     write_json(folder / "scores.json", {"n": len(losses), "mean": mean, "interval": [mean - spread, mean + spread]})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from synthetic_run import (
 
 from xft.errors import RunError
 from xft.report import collect, plots, render, score_table, verdict, write_report
-from xft.report.table import Cell, columns, duration, memory, power, quantity, score_cells, signed, span
+from xft.report.table import COSTS, Cell, duration, memory, power, quantity, score_cells, signed, span, title
 
 HOSTILE = "</pre><script>alert(1)</script><img src='https://example.org/x'>"
 
@@ -53,7 +54,9 @@ class Elements(HTMLParser):
 def cells_of(run: Path, name: str) -> dict[str, Cell]:
     report = collect(run)
     index = [row.name for row in report.rows].index(name)
-    return dict(zip(columns(report), score_cells(report)[index], strict=True))
+    scores = [name for each in report.benchmarks for name in (f"{title(each)} pass@1", f"{title(each)} vs SFT")]
+    columns = ["Model", *scores, "Held-out loss", "Loss vs SFT", *COSTS]
+    return dict(zip(columns, score_cells(report)[index], strict=True))
 
 
 # The figures
@@ -134,6 +137,18 @@ def test_items_are_paired_by_name_not_by_place(run: Path) -> None:
     shutil.copy(path, run / "eval/xft/heldout/losses.jsonl")
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert cells_of(run, "xft")["Loss vs SFT"].detail == "0.000 to 0.000"
+
+
+def test_a_fault_of_the_sandbox_is_no_wrong_answer(run: Path) -> None:
+    for row in ("sft", "xft"):
+        write_solved(run, row, [i >= 2 for i in range(164)])
+    path = run / "eval/xft/humaneval/verdicts.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["status"] = lines[1]["status"] = "infrastructure"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cells_of(run, "xft")["HumanEval vs SFT"].main == "0.0"
+    (shown,) = [each for each in collect(run).attempts if each.benchmark == "humaneval"]
+    assert not shown.failed
 
 
 def test_costs_add_up_the_stages_that_make_a_row(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from scripted_teacher import Script, good
 
 from xft import dataset
 from xft.dataset import DatasetRecipe
-from xft.errors import FetchError, RecipeError, RunError
+from xft.errors import FetchError, MissingExtraError, RecipeError, RunError
 from xft.recipe import load_any
 
 Run = Callable[..., list[str]]
@@ -94,6 +95,15 @@ def test_a_teacher_that_goes_away_costs_nothing(serve: Any, recipe: Path, tmp_pa
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     moved = (tmp_path / "whole").rename(tmp_path / "elsewhere")
     assert not [line for line in run(recipe, moved, f"teacher={serve(Script(good))}") if "done before" not in line]
+
+
+def test_a_library_that_the_curation_lacks_is_missed_before_the_teacher_is_asked(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'xft\[data\]'"):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_is_said_before_the_work(serve: Any, recipe: Path, tmp_path: Path) -> None:

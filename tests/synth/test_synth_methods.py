@@ -152,6 +152,16 @@ def test_self_instruct_names_all_seeds_and_their_licences() -> None:
     assert draft.meta["seeds"] == ["s0", "s1", "s2"]
 
 
+def test_self_instruct_shows_few_seeds_as_tasks_and_as_examples() -> None:
+    documents = [Document(text=f"Sort the list number {at}, please.", source=f"s{at}", response=f"answer {at}")
+                 for at in range(2)]  # fmt: skip
+    _, (brainstorm, *answers) = write("self-instruct", plan("self-instruct", documents=documents)[0], good)
+    assert answers
+    for at in range(2):
+        assert prompt_of(brainstorm).count(f"list number {at}") == 1
+        assert all(f"answer {at}" in prompt_of(each) for each in answers)
+
+
 def test_a_mix_gives_each_language_its_share_and_names_one_that_is_missing() -> None:
     import random
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from xft.errors import DivergedError, RecipeError
+from xft.errors import DivergedError
 from xft.moe.layer import Router
 from xft.recipe import TuneConfig
 from xft.tune.callbacks import DivergenceGuard
 from xft.tune.dataset import IGNORED, Collator, OrderedRows, Row
-from xft.tune.trainer import ResponseTrainer, accumulation, training_arguments
+from xft.tune.trainer import ResponseTrainer, devices_used, training_arguments
+from xft.tune.tune import TuneJob, _processes
 
 BALANCE = 0.5  # large, so that a wrong balance gradient can't hide
 
@@ -187,13 +189,26 @@ def test_an_infinite_gradient_stops_before_the_weights_change(tiny_dense: Path, 
     assert unchanged(model, before)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_multiple_to_choose() -> None:
-    config = TuneConfig(batch=6, micro_batch=4)
-    with pytest.raises(RecipeError, match=r"tune.batch=6 is no multiple of tune.micro_batch=4 x 1 .* multiple of 4"):
-        accumulation(config, 1)
-    assert accumulation(TuneConfig(batch=24, micro_batch=4), 3) == 2
-    with pytest.raises(RecipeError, match="choose a multiple of 20"):
-        accumulation(TuneConfig(batch=24, micro_batch=4), 5)
+def test_a_batch_that_micro_batches_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValidationError, match="batch=6 is no multiple of micro_batch=4"):
+        TuneConfig(batch=6, micro_batch=4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "visible", "used"), [(24, 0, 1), (24, 1, 1), (24, 3, 3), (24, 5, 3), (24, 8, 6), (4, 8, 1)]
+)
+def test_a_batch_is_shared_out_to_as_many_devices_as_divide_it(batch: int, visible: int, used: int) -> None:
+    assert devices_used(TuneConfig(batch=batch, micro_batch=4), visible) == used
+
+
+def test_devices_that_a_batch_leaves_idle_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = TuneConfig(batch=3, micro_batch=3).model_dump()
+    job = TuneJob(model="m", pairs="p", out="o", prompt="chatml", epochs=1, lr=1.0, seed=0, config=config)
+    assert _processes(job) == 1
+    assert capsys.readouterr().err.startswith("tune: on 1 of 2 GPUs: tune.batch=3 in parts of tune.micro_batch=3")
 
 
 @pytest.mark.parametrize("gate", ["mlp", "tied"])

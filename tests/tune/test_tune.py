@@ -332,11 +332,6 @@ def test_divergence_leaves_no_checkpoint(tiny_dense: Path, pairs: Path, tmp_path
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_an_indivisible_batch_is_refused_before_training(tiny_dense: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"tune.batch=5 is no multiple"):
-        tune(job_of(tiny_dense, pairs, tmp_path / "out", batch=5), Meter())
-
-
 KINDS: dict[str, dict[str, Any]] = {
     "mixture": {},
     "averaged": {"average_experts": 0.2},

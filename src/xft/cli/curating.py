@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from xft.cli import options
-from xft.cli.options import Column, Data, More, Out, Seed, Set
+from xft.cli.options import Column, Data, DataDir, More, Out, Seed, Set
 
 if TYPE_CHECKING:
     from xft.stage import Meter
@@ -36,9 +36,7 @@ def curate(
         Literal["pairs", "text"] | None, typer.Option(help="pairs (the default), or text for raw documents.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core by default.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default.")
-    ] = None,
+    data_dir: DataDir = None,
     column: Column = None,
     seed: Seed = 42,
     allow_unsafe: Annotated[
@@ -58,8 +56,7 @@ def curate(
     from xft.curate.run import curate as work_on
     from xft.recipe import apply_override, read_mapping
 
-    if data_dir:
-        os.environ["XFT_DATA"] = str(data_dir)
+    options.use_data(data_dir)
     tree = read_mapping(recipe, CurateConfig) if recipe else {}
     if data:
         given = options.sources_of(data, more, column)

@@ -327,8 +327,6 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
     """Write a run's report, one self-contained HTML page, and print its score table."""
     from xft.report import write_report
 
-    if not (run_folder / "recipe.yaml").is_file():
-        raise RunError(f"{run_folder}: no run directory (it has no recipe.yaml); give the folder of an `xft run`")
     _show_report(run_folder, write_report(run_folder))
 
 

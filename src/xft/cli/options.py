@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,9 @@ Column = Annotated[
     list[str] | None, typer.Option(help="Which column is which, such as instruction=prompt; repeatable.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Write malformed records to OUT/rejects.jsonl and go on.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default, else the hub.")
+]
 Prompt = Annotated[str, typer.Option(help="Prompt style: auto, chat or magicoder.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Set = Annotated[
@@ -45,6 +49,14 @@ def section(schema: Any, settings: list[str] | None, **values: Any) -> Any:
             raise RecipeError(f"--set {setting}: this command has the option --{key.replace('_', '-')} for it")
         apply_override(values, setting)
     return parse_section(schema, values, "command line")
+
+
+def use_data(folder: Path | None) -> None:
+    """Let benchmarks read their data from the folder of --data-dir, if one is given."""
+    if folder and not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data-dir is the folder of the benchmarks' files")
+    if folder:
+        os.environ["XFT_DATA"] = str(folder)
 
 
 def sources_of(data: list[str] | None, more: list[str] | None, column: list[str] | None) -> list[DataSource]:

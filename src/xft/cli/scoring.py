@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from xft.cli import options
-from xft.cli.options import Column, SkipBad
+from xft.cli.options import Column, DataDir, SkipBad
 from xft.errors import DataError, RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ SUBCOMMANDS = ("score", "compare")
 
 OutFolder = Annotated[Path, typer.Option(help="Folder to write; the same command goes on in it.")]
 Bench = Annotated[str, typer.Option(help="Benchmarks, separated by commas.")]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of the benchmarks' files; XFT_DATA by default, else the hub.")
-]
 Unsafe = Annotated[bool, typer.Option("--allow-unsafe", help="Run candidates even where no sandbox works.")]
 
 
@@ -68,7 +65,7 @@ def evaluate(
     """
     from xft.recipe import EvalConfig
 
-    _use_data(data_dir)
+    options.use_data(data_dir)
     if not _names(bench) and heldout is None:
         raise RecipeError("nothing to score; name a benchmark with --bench, or pairs with --heldout")
     if heldout and prompt == "completion":
@@ -139,7 +136,7 @@ def score(
     from xft.progress import track
     from xft.stage import file_digest, locked, read_json
 
-    _use_data(data_dir)
+    options.use_data(data_dir)
     benchmark = _benchmark(bench)
     folder = out / benchmark.name
     benchmark.problems()  # an error now, where the data can't be had
@@ -184,7 +181,7 @@ def doctor(
 
     from xft.doctor import examine
 
-    _use_data(data_dir)
+    options.use_data(data_dir)
     if setup:
         from xft.eval.environment import setup as install
 
@@ -207,13 +204,6 @@ def _benchmark(name: str) -> Benchmark:
     from xft.eval.benchmarks import BENCHMARKS
 
     return BENCHMARKS[name]
-
-
-def _use_data(folder: Path | None) -> None:
-    if folder and not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --data-dir is the folder of the benchmarks' files")
-    if folder:
-        os.environ["XFT_DATA"] = str(folder)
 
 
 def _first(missing: dict[str, Any]) -> str:

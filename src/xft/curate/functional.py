@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from xft.curate.contamination import Reference, References, Tried, python_of, words_of
 from xft.data.example import Example
-from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
+from xft.eval.asserts import Check
 from xft.eval.benchmark import BENCHMARKS
 from xft.eval.extract import parse
-from xft.eval.functions import MEMORY_MB, FunctionBenchmark
+from xft.eval.functions import MEMORY_MB, FunctionBenchmark, split_tests
 from xft.eval.sandbox.outcome import Call, Returned
 
 if TYPE_CHECKING:
@@ -257,17 +257,10 @@ def asserts_of(reference: Reference) -> tuple[Check, ...]:
     problem = reference.problem
     if not isinstance(BENCHMARKS[reference.benchmark], FunctionBenchmark):
         return ()
-    try:
-        if not isinstance(problem.tests, str):  # the plus sets: MBPP's statement has one assert, HumanEval's has none
-            lines = [line for line in problem.stub.splitlines() if line.startswith("assert ")]
-            checks = split_asserts("\n".join(lines), [problem.entry_point])
-        elif "def check(" in problem.tests:
-            checks = split_check(problem.tests, problem.entry_point)
-        else:
-            checks = split_asserts(problem.tests, [problem.entry_point])
-    except CannotSplitError:
-        return ()
-    return tuple(check for check in checks if check.calls)
+    tests = problem.tests
+    if not isinstance(tests, str):  # the plus sets: MBPP's statement has one assert, HumanEval's has none
+        tests = "\n".join(line for line in problem.stub.splitlines() if line.startswith("assert "))
+    return tuple(check for check in split_tests(tests, problem.entry_point) if check.calls)
 
 
 def definitions(tree: ast.Module) -> str:

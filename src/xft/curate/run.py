@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xft.curate import dedup
-from xft.curate.config import CurateConfig, DedupConfig
+from xft.curate.config import CurateConfig, Curation, DedupConfig
 from xft.curate.pool import each_done
 from xft.curate.read import Shard, parse_line, plan_shards, read_shard, record_line
 from xft.curate.step import BoundStep, build_steps, try_steps
@@ -74,9 +74,7 @@ def curate(job: CurateJob) -> dict[str, Any]:
     if (job.out / STATISTICS).is_file():  # written last
         shutil.rmtree(job.work, ignore_errors=True)
         return dict(read_json(job.out / STATISTICS, {}))
-    try_steps(build_steps(job.config.steps, job.config.kind))
-    if job.config.dedup.near:
-        dedup.rensa()
+    require_libraries(job.config)
     shards = plan_shards(job.config.sources)
     _filter(job, shards)
     duplicates = _deduplicate(job, shards)
@@ -87,6 +85,19 @@ def curate(job: CurateJob) -> dict[str, Any]:
     write_json(job.out / STATISTICS, statistics)
     shutil.rmtree(job.work)
     return statistics
+
+
+def require_libraries(curation: Curation) -> None:
+    """Try all steps, so that what they lack shows before any work is done.
+
+    Raises:
+        MissingExtraError: a library is not installed.
+        DataError: a file that a step reads can't be read.
+        RecipeError: settings that a step does not take.
+    """
+    try_steps(build_steps(curation.steps, curation.kind))
+    if curation.dedup.near:
+        dedup.rensa()
 
 
 # --- filter -----------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def split_asserts(source: str, functions: Sequence[str]) -> tuple[Check, ...]:
 
 
 def split_check(source: str, entry_point: str) -> tuple[Check, ...]:
-    """Split the function `check(candidate)` of HumanEval's tests.
+    """Split the function `check(candidate)` of HumanEval's tests, and its one call.
 
     Raises:
         CannotSplitError: with the reason.
@@ -125,7 +125,8 @@ def split_check(source: str, entry_point: str) -> tuple[Check, ...]:
     module = _parse(source)
     found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     others = [node for node in module.body if node not in found and not isinstance(node, ast.Assign)]
-    if len(found) != 1 or others or len(found[0].args.args) != 1:
+    calls = [ast.unparse(node) for node in others]
+    if len(found) != 1 or calls != [f"check({entry_point})"] or len(found[0].args.args) != 1:
         raise CannotSplitError("more than the one function check(candidate)")
     return split_asserts(
         "\n".join(ast.unparse(node) for node in found[0].body), [found[0].args.args[0].arg, entry_point]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,9 +147,23 @@ def read_rates(folder: Path) -> dict[str, float]:
 
 
 def read_losses(folder: Path) -> dict[str, float]:
-    """Return each held-out response's loss."""
+    """Return each held-out response's loss, by `losses_by_pair`."""
     try:
         lines = [json.loads(line) for line in (folder / LOSSES).read_text(encoding="utf-8").splitlines()]
-        return {str(line["id"]): float(line["loss"]) for line in lines}
+        return losses_by_pair(lines)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / LOSSES}: damaged ({error!r}); score the model again") from None
+
+
+def losses_by_pair(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Name each loss by its pair's digest, and a number where a pair is there several times.
+
+    Its place would not do: which pairs are too long depends on the prompt and the tokenizer.
+    """
+    seen: Counter[str] = Counter()
+    losses: dict[str, float] = {}
+    for line in lines:
+        pair = str(line["pair"])
+        losses[f"{pair} {seen[pair]}"] = float(line["loss"])
+        seen[pair] += 1
+    return losses

@@ -8,18 +8,16 @@ To add one, write its requirements file into `xft/eval/environments/` and regist
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
+import math
 import platform
 import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 from xft.errors import DataError, FetchError
 from xft.fetch import cache_dir
 from xft.registry import Registry
+from xft.stage import locked
 
 MARK = "xft-environment.json"
 DOWNLOAD_S = 30.0
@@ -97,7 +96,7 @@ def setup(name: str) -> str:
     """
     environment, folder = ENVIRONMENTS[name], folder_of(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock"), wait=math.inf):  # nobody else sets the same environment up
         if _absence(name):
             _install(name, environment, folder)
         lacking: dict[str, list[str]] = {}
@@ -230,14 +229,3 @@ def _fetch(file: DataFile, target: Path) -> str:
     partial.write_bytes(content)
     partial.replace(target)
     return ""
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process sets the same environment up."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

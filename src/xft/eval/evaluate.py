@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,22 +73,42 @@ def evaluate(job: EvalJob, meter: Meter) -> None:
         _score(job, run, settings)
 
 
-def _runnable(entry: BenchmarkConfig, job: EvalJob) -> list[_Run]:
-    """Return a benchmark with the problems to answer; nothing when it is optional and can't run."""
+def require_scoring(benchmarks: Iterable[BenchmarkConfig]) -> None:
+    """Try all that scoring needs beside a model, so that what is missing shows before hours of training.
+
+    What is optional is left out.
+
+    Raises:
+        DataError, FetchError: the data of a benchmark can't be had, or none of its toolchains works.
+        SandboxError: nothing here can confine a candidate.
+    """
+    for entry in benchmarks:
+        if not entry.optional:
+            _open(entry, allow_unsafe=False)
+
+
+def _open(entry: BenchmarkConfig, *, allow_unsafe: bool) -> _Run:
+    """Return a benchmark with the problems to answer and the tools to judge them."""
     benchmark = BENCHMARKS[entry.name]
+    problems = benchmark.problems()[:: entry.every]
+    with benchmark.sandbox(allow_unsafe=allow_unsafe) as sandbox:
+        tools = benchmark.tools(sandbox)
+    if all(tool.fault for tool in tools):
+        raise DataError(f"{benchmark.name} can't be scored here: {'; '.join(tool.fault for tool in tools)}")
+    return _Run(benchmark=benchmark, problems=problems, every=entry.every, tools=tools)
+
+
+def _runnable(entry: BenchmarkConfig, job: EvalJob) -> list[_Run]:
+    """Return a benchmark that can run; nothing, with a note why, when it is optional and can't."""
     try:
-        problems = benchmark.problems()[:: entry.every]
-        with benchmark.sandbox(allow_unsafe=job.allow_unsafe) as sandbox:
-            tools = benchmark.tools(sandbox)
-        if all(tool.fault for tool in tools):
-            raise DataError(f"{benchmark.name} can't be scored here: {'; '.join(tool.fault for tool in tools)}")
+        return [_open(entry, allow_unsafe=job.allow_unsafe)]
     except (DataError, FetchError) as error:
         if not entry.optional:
             raise
-        (job.out / benchmark.name).mkdir(parents=True, exist_ok=True)
-        write_json(job.out / benchmark.name / NOT_RUN, {"reason": str(error)})
+        folder = job.out / BENCHMARKS[entry.name].name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / NOT_RUN, {"reason": str(error)})
         return []
-    return [_Run(benchmark=benchmark, problems=problems, every=entry.every, tools=tools)]
 
 
 def _answer(job: EvalJob, runs: Sequence[_Run], sampling: Sampling, meter: Meter) -> dict[str, Any]:

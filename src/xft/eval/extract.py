@@ -89,8 +89,8 @@ def without_demo(program: str, names: Set[str], read: Set[str] = frozenset()) ->
 
 def parse(source: str) -> ast.Module | None:
     """Parse Python, None when it is not; never warns."""
-    tree: ast.Module | None = _quietly(ast.parse, source)
-    return tree
+    found = _quietly(ast.parse, source)
+    return found if isinstance(found, ast.Module) else None
 
 
 def parseable_prefix(source: str) -> str:
@@ -102,36 +102,25 @@ def parseable_prefix(source: str) -> str:
     lines = source.split("\n")
     for cut in range(MAX_CUTS):
         text = "\n".join(lines)
-        if parse(text) is not None:
+        found = _quietly(ast.parse, text)
+        if isinstance(found, ast.Module):
             return text.rstrip() + "\n" if text.strip() else ""
-        keep = min(_error_line(text), len(lines)) - 1
+        line = (isinstance(found, SyntaxError) and found.lineno) or 1  # at which the parser gave up, from 1
+        keep = min(line, len(lines)) - 1
         if cut >= LINE_CUTS:
             keep = min(keep, max((i for i, line in enumerate(lines) if line[:1].strip()), default=0))
         lines = lines[:keep]
     return ""
 
 
-def _error_line(source: str) -> int:
-    """Return the line, from 1, at which the parser gave up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ast.parse(source)
-        except SyntaxError as error:
-            return max(error.lineno or 1, 1)
-        except (ValueError, RecursionError, MemoryError):
-            pass
-    return 1
-
-
 def _quietly(read: Callable[..., Any], *arguments: Any) -> Any:
-    """Parse or compile without warnings; None when that fails."""
+    """Parse or compile without warnings; return the error when that fails."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return read(*arguments)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return error
 
 
 def _readings(stub: str, names: Set[str], segment: str) -> Iterator[str]:
@@ -274,7 +263,7 @@ def _uses(nodes: Sequence[ast.stmt], operations: Sequence[str]) -> set[str]:
     """Return the global names that statements read or store, also within functions; none where they don't compile."""
     module = ast.Module(body=[*nodes], type_ignores=[])
     code = _quietly(compile, module, "program", "exec", 0, True)  # without this file's own import from `__future__`
-    codes = [code] if code else []
+    codes = [code] if isinstance(code, CodeType) else []
     found = set()
     for code in codes:  # grows
         found |= {str(step.argval) for step in dis.get_instructions(code) if step.opname in operations}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xft.eval.asserts import CannotSplitError, Check, split_asserts
+from xft.eval.asserts import CannotSplitError, Check, split_asserts, split_check
 from xft.eval.benchmark import Judgement, Problem, Tool
 from xft.eval.extract import extract_program
 from xft.eval.sandbox.outcome import Call, Outcome, Returned
@@ -172,7 +172,7 @@ def shown(value: Any) -> str:
 def split_tests(tests: str, entry_point: str) -> tuple[Check, ...]:
     """Return the split asserts of a problem; none where they can't be split."""
     try:
-        return split_asserts(tests, [entry_point])
+        return split_check(tests, entry_point) if "def check(" in tests else split_asserts(tests, [entry_point])
     except CannotSplitError:
         return ()
 

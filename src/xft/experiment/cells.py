@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from xft.data.prepare import HELDOUT as PAIRS
-from xft.data.prepare import read_pairs
-from xft.eval.compare import LOSSES, read_losses, read_rates, read_scores
+from xft.eval.compare import read_losses, read_rates, read_scores
 from xft.experiment.config import HELDOUT
 from xft.experiment.plan import Cell
 from xft.recipe import folder_of
@@ -66,16 +63,6 @@ def read_values(out: Path, cell: Cell, measure: str) -> dict[str, float] | None:
 def read_data_hash(out: Path, cell: Cell, measure: str) -> str:
     """Return the hash of what was scored: the same problems have the same one."""
     return str(read_scores(scored(out, cell, measure)).get("data_hash"))
-
-
-def read_pair_digests(out: Path, cell: Cell) -> list[str]:
-    """Return the digests of the held-out pairs, in the order of their losses."""
-    lines = (scored(out, cell, HELDOUT) / LOSSES).read_text(encoding="utf-8").splitlines()
-    digests = [line["pair"] for line in map(json.loads, lines) if "pair" in line]
-    heldout = out / cell.folder / "data" / PAIRS
-    if not digests and heldout.is_file():  # losses of an earlier version name none
-        digests = [pair.digest for pair in read_pairs(heldout)]
-    return digests
 
 
 def read_mean(out: Path, cell: Cell, measure: str) -> float | None:

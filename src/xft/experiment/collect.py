@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from xft.experiment.cells import (
     read_data_hash,
     read_mean,
     read_outcomes,
-    read_pair_digests,
     read_values,
     scored,
 )
@@ -311,13 +309,7 @@ def _items(out: Path, cell: Cell, measure: str) -> set[str]:
 
 def _names(out: Path, cell: Cell, measure: str, values: Mapping[str, float]) -> list[str]:
     """Return what tells a measure's items from all others, also of other seeds: a problem's name, a pair's digest."""
-    pairs = read_pair_digests(out, cell) if measure == HELDOUT else []
-    if len(pairs) != len(values):  # problems; or losses of an earlier version
-        data = read_data_hash(out, cell, measure)
-        return [f"{measure} {data} {item}" for item in values]
-    seen: Counter[str] = Counter()
-    names = []
-    for pair in pairs:
-        names.append(f"{pair} {seen[pair]}")  # a pair may be there twice
-        seen[pair] += 1
-    return names
+    if measure == HELDOUT:
+        return list(values)
+    data = read_data_hash(out, cell, measure)
+    return [f"{measure} {data} {item}" for item in values]

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from xft.errors import BusyError, RunError, XftError
+from xft.eval.evaluate import require_scoring
 from xft.experiment.cells import read_cost, read_mean, writing
 from xft.experiment.choice import Candidate, Choice, best, read_choices, write_choices
 from xft.experiment.collect import FAILED, Results
@@ -66,6 +67,7 @@ def run(
     with joined(out, yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False), work) as session:
         bench.ask(candidates)
         bench.begin(session)
+        bench.require_scoring(candidates)
         choices = bench.choose(candidates)
         bench.work(bench.plan.confirmation({name: choice.chosen for name, choice in choices.items()}))
         return write_results(grid, out, command, bench.plan)
@@ -128,6 +130,12 @@ class _Bench:
     def begin(self, session: Session) -> None:
         """Start the work, and the clock."""
         self.session, self.lines = session, Lines(self.say, session, self.total)
+
+    def require_scoring(self, candidates: Mapping[str, list[Combination]]) -> None:
+        """Try what scoring needs, if any cell is left; the benchmarks are the same for all combinations."""
+        cells = self.plan.confirmation({method: tries[0] for method, tries in candidates.items()})
+        left = [cell for cell in cells if not self.session.done(cell)]
+        require_scoring({entry.name: entry for cell in left for entry in cell.recipe.eval.benchmarks}.values())
 
     def candidates(self) -> dict[str, list[Combination]]:
         """Return the combinations that make a difference to each method; one alone where nothing is to be chosen."""

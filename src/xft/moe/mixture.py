@@ -13,7 +13,6 @@ from xft.checkpoint import Checkpoint
 from xft.errors import CheckpointError
 from xft.families import MOE_PREFIX, Part
 from xft.moe.layouts import Layout, Piece, layout_of, settings_of
-from xft.moe.routers import RouterRule
 from xft.recipe import UpcycleConfig
 
 
@@ -66,11 +65,6 @@ class Mixture(Checkpoint):
             for part in self.family.parts
             if part.tensor.endswith(".weight") or any(name in self for name in self.tensor_names(first, part))
         ]
-
-    @property
-    def rule(self) -> RouterRule:
-        """Return the routing rule."""
-        return self.layout.rule
 
     @property
     def routed(self) -> int:

@@ -17,6 +17,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from xft.errors import RunError
+from xft.eval.compare import losses_by_pair
 from xft.eval.metrics import Difference, paired_difference, paired_rates
 from xft.recipe import folder_of
 from xft.report.contents import (
@@ -268,10 +269,14 @@ def _checked(path: Path, *keys: str) -> list[dict[str, Any]]:
 
 
 def _final_verdicts(folder: Path) -> list[dict[str, Any]]:
-    """Read the verdicts once scoring is over; until then they are neither all there nor in order."""
+    """Read the verdicts once scoring is over; until then they are neither all there nor in order.
+
+    A fault of the sandbox is none.
+    """
     if not (folder / "scores.json").is_file():
         return []
-    return _checked(folder / "verdicts.jsonl", "task_id", "status")
+    verdicts = _checked(folder / "verdicts.jsonl", "task_id", "status")
+    return [verdict for verdict in verdicts if verdict["status"] != "infrastructure"]
 
 
 def _verdicts(folder: Path) -> dict[str, float]:
@@ -284,9 +289,9 @@ def _verdicts(folder: Path) -> dict[str, float]:
 
 def _losses(row: Path) -> dict[str, float]:
     path = row / "heldout" / "losses.jsonl"
-    records = _checked(path, "id", "loss")
+    records = _checked(path, "pair", "loss")
     with _naming(path):
-        return {str(record["id"]): _finite(record["loss"]) for record in records}
+        return {pair: _finite(loss) for pair, loss in losses_by_pair(records).items()}
 
 
 def _gain(ours: dict[str, float], theirs: dict[str, float], compare: Compare) -> Difference | None:

@@ -63,11 +63,11 @@ class Mark:
     """Mean, lower end, upper end; None where there is none."""
 
 
-def linear(low: float, high: float, *, count: int = 4, whole: bool = False, tight: bool = False) -> Scale:
-    """Make a scale with about `count` round steps; a tight one ends where the values do, not at a tick."""
+def linear(low: float, high: float, *, whole: bool = False, tight: bool = False) -> Scale:
+    """Make a scale with about 4 round steps; a tight one ends where the values do, not at a tick."""
     if high <= low:
         low, high = (low - 0.5, high + 0.5) if not whole else (low, low + 1)
-    rough = (high - low) / count
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
     if whole:
@@ -141,15 +141,13 @@ def curves(
     )
 
 
-def forest(
-    marks: Sequence[Mark], *, label: str, percent: bool = False, reference: float | None = None, least: float = 0.0
-) -> Markup:
-    """Draw a dot with its interval per row, and a dashed line through `reference`; at least `least` wide around it."""
+def forest(marks: Sequence[Mark], *, label: str, percent: bool = False, reference: float | None = None) -> Markup:
+    """Draw a dot with its interval per row, and a dashed line through `reference`."""
     shown = [mark.at for mark in marks if mark.at]
     if not shown:
         return Markup(f'<p class="note">{NOT_RUN.capitalize()}.</p>')
     ends = [end for _, low, high in shown for end in (low, high)]
-    ends += [] if reference is None else [reference - least, reference + least]
+    ends += [] if reference is None else [reference]
     x = linear(min(ends), max(ends))
     pitch = 30
     parts = [_x_axis(x, percent=percent, grid=True)]
@@ -179,7 +177,6 @@ def scatter(
     label: str,
     height: int,
     write: Callable[[float], str],
-    percent: bool = False,
     reference: float | None = None,
 ) -> Markup:
     """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place.
@@ -193,7 +190,7 @@ def scatter(
     ends = [end for _, _, (_, low, high) in shown for end in (low, high)]
     ends += [] if reference is None else [reference]
     y = linear(min(ends), max(ends))
-    parts = [_y_axis(y, percent=percent)]
+    parts = [_y_axis(y)]
     parts += [
         f'<text x="{x.at(tick):.2f}%" y="100%" dy="1.6em" text-anchor="middle">{escape(write(tick))}</text>'
         for tick in x.ticks

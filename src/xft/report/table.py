@@ -78,12 +78,6 @@ def title(benchmark: str) -> str:
     return TITLES.get(benchmark, folder_of(benchmark))
 
 
-def columns(report: Report) -> list[str]:
-    """Name the columns of the score table."""
-    scores = [column for name in report.benchmarks for column in (f"{title(name)} pass@1", f"{title(name)} vs SFT")]
-    return ["Model", *scores, "Held-out loss", "Loss vs SFT", *COSTS]
-
-
 def measures(report: Report) -> list[tuple[str, str, str]]:
     """Name each measure of the score table, and head its two columns: the score, and its difference to SFT."""
     benchmarks = [(title(name), "pass@1", "vs SFT, points") for name in report.benchmarks]
@@ -91,7 +85,7 @@ def measures(report: Report) -> list[tuple[str, str, str]]:
 
 
 def score_cells(report: Report) -> list[list[Cell]]:
-    """Fill the score table: a list per row of `report.rows`, in the order of `columns`."""
+    """Fill the score table: a list per row of `report.rows`, in the order of its head: the model, `measures`, COSTS."""
     return [_cells(row, report.benchmarks) for row in report.rows]
 
 

@@ -112,8 +112,8 @@ class Bench:
 
     def _holds(self, language: str, code: str, suite: Suite, *tests: str) -> bool:
         """Tell whether a solution passes these tests, whatever the others may have done before them."""
-        outcome = self._run(language, code, replace(suite, tests=tests), self.config.seconds)
-        return not tests or outcome.status == "passed"
+        alone = replace(suite, tests=tests)
+        return not tests or self._run(language, code, alone, self.config.seconds).status == "passed"
 
     def disputed(self, language: str, code: str, suite: Suite) -> Suite | None:
         """Return the tests as they stand when they expect what the solution gives; None where one fails otherwise."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from xft.errors import DivergedError, RecipeError
+from xft.errors import DivergedError
 from xft.moe.balance import ExpertHealth, balance_loss, record_routers, z_loss
 from xft.moe.layer import MoELayer, RouterOutput
 from xft.moe.slices import assign_slices, ungated
@@ -145,15 +145,11 @@ class ResponseTrainer(Trainer):
 def training_arguments(
     config: TuneConfig, out: Path, *, lr: float, steps: int, processes: int, bf16: bool, seed: int
 ) -> TrainingArguments:
-    """Map the recipe's keys to transformers' arguments.
-
-    Raises:
-        RecipeError: the batch can't be cut into equal micro-batches over the processes.
-    """
+    """Map the recipe's keys to transformers' arguments; `processes` share a batch's micro-batches out evenly."""
     arguments = TrainingArguments(
         output_dir=str(out / "resume"),
         per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=accumulation(config, processes),
+        gradient_accumulation_steps=config.batch // (config.micro_batch * processes),
         num_train_epochs=1,  # the rows are ordered for all epochs
         train_sampling_strategy="sequential",
         learning_rate=lr,
@@ -190,16 +186,7 @@ def _checkpointing() -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def accumulation(config: TuneConfig, processes: int) -> int:
-    """Return the micro-batches per optimiser step and process.
-
-    Raises:
-        RecipeError: the batch is no multiple of micro_batch times processes.
-    """
-    together = config.micro_batch * processes
-    if config.batch % together:
-        raise RecipeError(
-            f"tune.batch={config.batch} is no multiple of tune.micro_batch={config.micro_batch} x {processes} devices; "
-            f"choose a multiple of {together}"
-        )
-    return config.batch // together
+def devices_used(config: TuneConfig, visible: int) -> int:
+    """Return how many devices a batch's micro-batches can be shared out to evenly, at least 1."""
+    parts = config.batch // config.micro_batch
+    return max(number for number in range(1, max(visible, 1) + 1) if parts % number == 0)

@@ -50,7 +50,7 @@ from xft.tune.callbacks import (
     last_resume_point,
 )
 from xft.tune.dataset import Collator, OrderedRows, encode_all, training_order
-from xft.tune.trainer import ROUTED, ResponseTrainer, accumulation, training_arguments
+from xft.tune.trainer import ROUTED, ResponseTrainer, devices_used, training_arguments
 
 RESUME = "resume"
 
@@ -76,12 +76,14 @@ class TuneJob:
 def tune(job: TuneJob, meter: Meter, *, processes: int | None = None) -> None:
     """Tune in this process, or in one process a GPU when several are visible; fills the job's `out` folder.
 
+    As many GPUs are used as the batch's micro-batches can be shared out to evenly.
+
     Raises:
         DivergedError: a loss or gradient that is not finite.
         RunError: a worker process failed.
     """
     out = Path(job.out)
-    processes = processes or max(1, torch.cuda.device_count())
+    processes = processes or _processes(job)
     if processes == 1:
         train(job)
     else:
@@ -91,8 +93,16 @@ def tune(job: TuneJob, meter: Meter, *, processes: int | None = None) -> None:
     meter.device, meter.dtype = summary["device"], summary["dtype"]
 
 
+def _processes(job: TuneJob) -> int:
+    config, visible = TuneConfig(**job.config), torch.cuda.device_count()
+    used = devices_used(config, visible)
+    if used < visible:
+        parts = f"tune.batch={config.batch} in parts of tune.micro_batch={config.micro_batch}"
+        print(f"{job.label}: on {used} of {visible} GPUs: {parts} can't be shared out to more evenly", file=sys.stderr)
+    return used
+
+
 def _launch(job: TuneJob, processes: int) -> None:
-    accumulation(TuneConfig(**job.config), processes)
     last_resume_point(Path(job.out) / RESUME)  # removes unfinished ones before there are several processes
     spec = Path(job.out) / "job.json"
     write_json(spec, asdict(job))

@@ -131,6 +131,11 @@ def test_values_that_cannot_leave_the_process_are_judged_in_it(tmp_path, sandbox
     first, second = (benchmark.judge(each, each.canonical, sandbox) for each in benchmark.problems())
     assert [(each.status, each.in_process) for each in (first, second)] == [("passed", True), ("passed", False)]
     assert benchmark.judge(benchmark.problems()[0], "def ups(n):\n    return []\n", sandbox).status != "passed"
+    (tmp_path / "copy.jsonl").write_text((tmp_path / "mine.jsonl").read_text())
+    copy = BENCHMARKS[f"pairs:{tmp_path / 'copy.jsonl'}"]
+    copy.tools(sandbox)
+    again = copy.problems()[0]
+    assert copy.judge(again, again.canonical, sandbox).status == "passed"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from xft.errors import DataError, FetchError, SandboxError
 from xft.eval.benchmarks import BENCHMARKS
 from xft.eval.benchmarks.humaneval import FILE, HumanEval, HumanEvalPlus
 from xft.eval.benchmarks.mbpp import Mbpp, MbppPlus
+from xft.eval.functions import split_tests
 from xft.prompts import PROMPTS
 
 SIZES = {"humaneval": 164, "humaneval+": 164, "mbpp": 499, "mbpp+": 378}
@@ -125,9 +126,9 @@ def problems_of(benchmark):
 def test_humaneval_is_judged_outside_the_candidate_but_for_four_problems(sandbox):
     benchmark = BENCHMARKS["humaneval"]
     problems = problems_of(benchmark)
-    from xft.eval.benchmarks.humaneval import split
-
-    assert [problem.task_id for problem in problems if not split(problem.tests, problem.entry_point)] == IN_PROCESS
+    assert [
+        problem.task_id for problem in problems if not split_tests(problem.tests, problem.entry_point)
+    ] == IN_PROCESS
     inside = next(problem for problem in problems if problem.task_id == IN_PROCESS[0])
     verdict = benchmark.judge(inside, inside.stub + inside.canonical, sandbox)
     assert (verdict.status, verdict.in_process) == ("passed", True)
@@ -136,8 +137,6 @@ def test_humaneval_is_judged_outside_the_candidate_but_for_four_problems(sandbox
 
 
 def test_all_of_mbpp_is_judged_outside_the_candidate():
-    from xft.eval.functions import split_tests
-
     for problem in problems_of(BENCHMARKS["mbpp"]):
         assert split_tests(problem.tests, problem.entry_point) or problem.tool != "python"
 

@@ -152,7 +152,7 @@ def test_a_merge_of_chosen_experts_computes_what_the_mixture_does_when_it_choose
         out = merged(mixture, choosing(mixture, copy), tmp_path / f"merged-{copy}")
         dense: Any = AutoModelForCausalLM.from_pretrained(out).requires_grad_(False)
         routing = Routing(
-            shared_T=torch.full((7,), float(mixture.rule.shared and not mixture.layout.weighs_shared)),
+            shared_T=torch.full((7,), float(mixture.layout.rule.shared and not mixture.layout.weighs_shared)),
             routed_TK=torch.full((7, parts), 1.0 / parts),
             ids_TK=torch.arange(parts * copy, parts * (copy + 1)).expand(7, -1),
             scores_TR=torch.zeros(7, mixture.routed),

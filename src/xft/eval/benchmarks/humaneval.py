@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,18 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xft.errors import DataError
-from xft.eval.asserts import CannotSplitError, Check, split_check
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request
 from xft.eval.data import Rows, find_data, read_rows
 from xft.eval.evalplus import LIMITS, PARTS, GroundTruth, Oracle, PlusTests, equal, judge_plus
-from xft.eval.functions import (
-    FENCE_STOP,
-    MEMORY_MB,
-    SPECIAL_STOPS,
-    FunctionBenchmark,
-    call_checks,
-    judgement,
-)
+from xft.eval.functions import FENCE_STOP, MEMORY_MB, SPECIAL_STOPS, FunctionBenchmark, judge_asserts
 from xft.fetch import WHEELS, fetch_member
 from xft.prompts import PROMPTS
 
@@ -97,11 +88,7 @@ class HumanEval(FunctionBenchmark):
         Raises:
             SandboxError: the sandbox failed; says nothing about the program.
         """
-        checks = split(problem.tests, problem.entry_point)
-        if checks:
-            return judgement(call_checks(sandbox, code, problem.entry_point, checks, seconds=SECONDS))
-        program = f"{code}\n{problem.tests}\ncheck({problem.entry_point})\n"
-        return judgement(sandbox.run(program, seconds=SECONDS, memory_mb=MEMORY_MB), in_process=True)
+        return judge_asserts(problem, code, sandbox, seconds=SECONDS)
 
     def _data(self) -> Rows:
         folder = os.environ.get("XFT_DATA")
@@ -111,16 +98,7 @@ class HumanEval(FunctionBenchmark):
         )
 
     def _tests(self, row: Mapping[str, Any], digest: str) -> Any:
-        return str(row["test"])
-
-
-@functools.cache
-def split(tests: str, entry_point: str) -> tuple[Check, ...]:
-    """Return the split asserts of a problem; none where the tests can't be split."""
-    try:
-        return split_check(tests, entry_point)
-    except CannotSplitError:
-        return ()
+        return f"{row['test']}\ncheck({row['entry_point']})\n"
 
 
 class HumanEvalPlus(HumanEval):

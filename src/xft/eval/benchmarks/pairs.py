@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 """For all tests of a problem together."""
 STOPS = (*SPECIAL_STOPS, "\nassert")
-PROVED: dict[tuple[str, str], frozenset[str]] = {}
-"""Data and sandbox levels of which this process has seen all references pass: a run scores many models. With each, the
-problems that are judged in the candidate's process: whose arguments or answers, an iterator say, can't leave it."""
+PROVED: dict[tuple[str, str, str], frozenset[str]] = {}
+"""Names, data and sandbox levels of which this process has seen all references pass: a run scores many models.
+
+With each, the problems that are judged in the candidate's process: whose arguments or answers, an iterator say, can't
+leave it."""
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -104,7 +106,7 @@ class Pairs(FunctionBenchmark):
             DataError: a reference does not pass its tests.
             SandboxError: the sandbox failed; says nothing about the file.
         """
-        proof = (self.data_hash(), str(sandbox.level))
+        proof = (self.name, self.data_hash(), str(sandbox.level))
         if proof not in PROVED:
             PROVED[proof] = self._prove(sandbox)
         self.beside = PROVED[proof]

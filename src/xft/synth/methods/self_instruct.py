@@ -47,7 +47,8 @@ def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
     licenses = " AND ".join(sorted({seed.license for seed in task.seeds}))
     document = replace(task.document, license=licenses)  # an answer may hold something of each
     seeds = sorted({seed.source for seed in task.seeds})
-    shown = [seed.text.strip() for seed in task.seeds[:SHOWN_TASKS]]
+    count = min(SHOWN_TASKS, len(set(task.seeds)))  # where there are fewer, each is a task, and examples are among them
+    shown = [seed.text.strip() for seed in task.seeds[:count]]
     prompt = render("brainstorm", domain=config.domain, examples=shown, count=config.tasks)
     listed = yield from ask(frame.invent(prompt, sample=task.seed))
     reason, detail = fault_of(listed)
@@ -56,7 +57,7 @@ def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
     tasks = tasks_in(listed.text)[: config.tasks]
     if not tasks:
         return [Reject(reason="tasks: no list in the answer", document=document, text=listed.text)]
-    examples = [seed for seed in task.seeds[SHOWN_TASKS:] if seed.response][:SHOWN_PAIRS]
+    examples = [seed for seed in task.seeds[count:] if seed.response]
     prompts = [render("answer", instruction=text, domain=config.domain, examples=examples) for text in tasks]
     answers = yield [frame.work_out(each) for each in prompts]
     return [
