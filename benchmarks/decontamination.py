@@ -56,6 +56,7 @@ from xft.eval.functions import LIBRARIES
 from xft.eval.sandbox import Sandbox
 from xft.fetch import cache_dir
 from xft.progress import track
+from xft.synth.config import TeacherConfig
 from xft.synth.teacher import open_teacher
 
 JUDGED = Path(__file__).with_name("decontamination_judged.csv")
@@ -94,7 +95,7 @@ def still_solves(planted: Planted, references: References, sandbox: Sandbox) -> 
 def taught(references: References, numbers: list[int], name: str) -> list[Planted]:
     """Let a teacher rewrite problems, and give its memory back."""
     store = cache_dir() / "answers"
-    teacher = open_teacher(name, model=None, style="auto", batch=32, backend="transformers", store=store)
+    teacher = open_teacher(TeacherConfig(name=name, batch=32), store)
     made = list(by_teacher(references, numbers, teacher))
     teacher.backend.close()
     return made

@@ -283,7 +283,7 @@ def test_an_answer_that_is_no_encoding_is_wrong():
 
     class Forger:
         def call(self, code, entry_point, calls, judge, *, memory_mb):
-            return Outcome(status="wrong", seconds=0.1, error=judge(0, Returned(encoded=b"{", changed=b"[")) or "none")
+            return Outcome(status="wrong", seconds=0.1, error=judge(0, Returned(encoded=b"{")) or "none")
 
     assert evalplus.judge_plus(problem(), "", Forger(), known, equal).error == (
         "base: wrong answer to input 0: (1) gives what can't be compared, not 1"

@@ -35,7 +35,7 @@ def checked(
     """Check a solution with a teacher that gives these answers; return what came of it, and the prompts."""
     language = settings.get("languages", ["python"])[0]
     config = SynthConfig(check=CheckConfig(**settings))
-    bench = Bench(runner=sandbox, level="test", config=config.check, store=Store(folder))
+    bench = Bench(sandbox=sandbox, level="test", config=config.check, store=Store(folder))
     document = Document(text="seed", source="s")
     draft = Draft(
         instruction="Add two.",

@@ -15,6 +15,7 @@ from xft.errors import FetchError, RecipeError, RunError
 from xft.eval.benchmark import Request
 from xft.eval.generate import Answer, Ask, Sampling, server
 from xft.eval.generate.backend import Unit
+from xft.synth.config import TeacherConfig
 from xft.synth.store import Store
 from xft.synth.task import Question
 from xft.synth.teacher import Teacher, open_teacher
@@ -34,7 +35,7 @@ def echo(prompt: str) -> str:
 
 
 def opened(url: str, store: Path, **given: Any) -> Teacher:
-    return open_teacher(url, **{"model": None, "style": "auto", "batch": 3, "backend": "", "store": store, **given})
+    return open_teacher(TeacherConfig(name=url, **{"batch": 3, **given}), store)
 
 
 def questions(*prompts: str, temperature: float = 0.0, seed: int = 0, sample: int = 0) -> list[Question]:

@@ -15,14 +15,14 @@ import functools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from xft.eval.sandbox import Outcome
+from xft.eval.sandbox import Outcome, Sandbox
 from xft.synth.config import CheckConfig
 from xft.synth.methods.method import Frame
 from xft.synth.rules import code_in, fault_of, sections
 from xft.synth.store import Store
 from xft.synth.task import Draft, Reject, Steps, ask
 from xft.synth.templates import render, title
-from xft.synth.testing import TESTINGS, Runner, Suite
+from xft.synth.testing import TESTINGS, Suite
 
 SHOWN_FAILURES = 3
 MUTANT_SECONDS = 2.0
@@ -50,7 +50,7 @@ class Verdict:
 class Bench:
     """Runs solutions and tests; the same ones are run once, whatever they use: a verdict is kept with the answers."""
 
-    runner: Runner
+    sandbox: Sandbox
     level: str
     config: CheckConfig
     store: Store
@@ -158,9 +158,9 @@ class Bench:
 
     def _run(self, language: str, code: str, suite: Suite, seconds: float) -> Outcome:
         run = TESTINGS[language].run
-        outcome = run(self.runner, code, suite, seconds, self.config.memory_mb)
+        outcome = run(self.sandbox, code, suite, seconds, self.config.memory_mb)
         if outcome.strained:  # the machine may have been busy
-            outcome = run(self.runner, code, suite, seconds, self.config.memory_mb)
+            outcome = run(self.sandbox, code, suite, seconds, self.config.memory_mb)
         return outcome
 
 

@@ -57,17 +57,14 @@ def open_stage(
         if fault := TESTINGS[language].fault():
             raise MissingExtraError(f"check.languages: {language}: {fault}")
     documents, skipped = read_seeds(seeds, config.licenses)
-    asked = open_teacher(
-        teacher.name, model=teacher.model, style=teacher.prompt, batch=teacher.batch, backend=teacher.backend,
-        store=store,
-    )  # fmt: skip
+    asked = open_teacher(teacher, store)
 
     def work(partial: Path, meter: Meter) -> None:
         with ExitStack() as stack:
             bench = None
             if checked:
                 sandbox = stack.enter_context(Sandbox(libraries=config.check.libraries, allow_unsafe=allow_unsafe))
-                bench = Bench(runner=sandbox, level=sandbox.level, config=config.check, store=Store(store))
+                bench = Bench(sandbox=sandbox, level=sandbox.level, config=config.check, store=Store(store))
             job = SynthJob(
                 config=config, seed=seed, documents=documents, skipped=skipped, teacher=asked, bench=bench,
                 batch=teacher.batch,

@@ -15,6 +15,7 @@ from typing import Any
 
 from xft.errors import FetchError, RecipeError
 from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
+from xft.synth.config import TeacherConfig
 from xft.synth.store import Store
 from xft.synth.task import Question
 
@@ -144,8 +145,8 @@ def _answer(record: dict[str, Any]) -> Answer:
     )
 
 
-def open_teacher(teacher: str, *, model: str | None, style: str, batch: int, backend: str, store: Path) -> Teacher:
-    """Open a teacher by its address (`http://...`), or by the folder or name of a local model.
+def open_teacher(config: TeacherConfig, store: Path) -> Teacher:
+    """Open a server, or a local model; its answers are kept in the folder `store`.
 
     Raises:
         FetchError: no server answers, or the model can't be had.
@@ -153,17 +154,18 @@ def open_teacher(teacher: str, *, model: str | None, style: str, batch: int, bac
         CheckpointError: the folder holds no whole model.
         MissingExtraError: a local model needs a package that is not installed.
     """
-    if teacher.startswith(("http://", "https://")):
+    settings: dict[str, Any] = {"style": config.prompt, "batch": config.batch, "precision": "auto"}
+    if not config.local:
         from xft.eval.generate.server import ServerBackend
 
-        server = ServerBackend(model or "", style=style, url=teacher, batch=batch, precision="auto")
+        server = ServerBackend(config.model or "", url=config.name, **settings)
         return Teacher(name=server.model, backend=server, identity={"server model": server.model}, store=Store(store))
-    if model:
-        raise RecipeError(f"--model {model}: names a server's model; {teacher} is a model of its own")
+    if config.model:
+        raise RecipeError(f"--model {config.model}: names a server's model; {config.name} is a model of its own")
     from xft.base import resolve_base
     from xft.stage import folder_digest
 
-    folder = resolve_base(teacher)
-    local = open_backend(backend, str(folder), style=style, batch=batch, precision="auto")
-    identity = {"model": folder_digest(folder), "dtype": local.settings()["dtype"], "backend": backend}
-    return Teacher(name=teacher, backend=local, identity=identity, store=Store(store))
+    folder = resolve_base(config.name)
+    local = open_backend(config.backend, str(folder), **settings)
+    identity = {"model": folder_digest(folder), "dtype": local.settings()["dtype"], "backend": config.backend}
+    return Teacher(name=config.name, backend=local, identity=identity, store=Store(store))

@@ -311,19 +311,10 @@ def test_an_answer_before_the_question_gains_nothing(boxes, level):
     ids=["into themselves", "into something huge", "into functions", "into lying lists", "and the builtins"],
 )  # fmt: skip
 def test_arguments_may_be_changed_into_anything(boxes, level, arguments, code):
-    outcome = bounded(lambda: call(boxes(level), code, lambda *_: "wrong", arguments=arguments), 5)
-    assert outcome.status in {"wrong", "failed", "memory", "exited"}
-
-
-@levels
-def test_changed_arguments_come_back_and_unchanged_ones_do_not(boxes, level):
     seen = []
-
-    def judge(index: int, returned: Returned) -> None:
-        seen.append((returned.value, returned.arguments))
-
-    call(boxes(level), "def f(x):\n    if len(x) > 1: x[0] = (7, {8})\n    return x", judge, arguments=([1], [1, 2]))
-    assert seen == [([1], None), ([(7, {8}), 2], ([(7, {8}), 2],))]
+    outcome = bounded(lambda: call(boxes(level), code, lambda _, back: seen.append(back.value), arguments=arguments), 5)
+    broken = "builtins" in code  # it takes from its own process what that answers with
+    assert (outcome.status, seen) == (("exited", []) if broken else ("passed", [None]))
 
 
 # --- nothing carries over ---------------------------------------------------------------------------------------------

@@ -97,17 +97,6 @@ def test_carrying_large_values_is_not_the_candidates_time(box):
     assert outcome.seconds > 0.05
 
 
-def test_changed_arguments_come_back_and_others_do_not(box):
-    seen: list[object] = []
-    code = "def f(x, change):\n    if change: x.append(1)"
-    call(box, code, [([0], True), ([0], False)], judge=lambda index, returned: seen.append(returned.arguments))
-    assert seen == [([0, 1], True), None]
-    seen.clear()
-    sets = {"set": set("abcdefghij"), "nested": {frozenset({str(n)}) for n in range(20)}}
-    call(box, "def f(x): pass", [(sets,)], judge=lambda index, returned: seen.append(returned.arguments))
-    assert seen == [None]
-
-
 @pytest.mark.parametrize("code", ["def f(x): return 'x' * x", "def f(x): return [[[]]] * x"], ids=["text", "lists"])
 def test_too_long_an_answer_is_wrong(box, code):
     outcome = call(box, code, [(1,), (10**5,), (1,)], reply_bytes=10_000)
@@ -118,10 +107,9 @@ def test_too_long_an_answer_is_wrong(box, code):
     ("data", "status"),
     [
         ("b'v' + struct.pack('=I', 1 << 31)", "wrong"),
-        ("b'v' + struct.pack('=II', 4, 100)", "exited"),
-        ("b'v' + struct.pack('=II', 5, 1) + b'['", "wrong"),
-        ("b'v' + struct.pack('=II', 9, 1) + b'1[1]x'", "wrong"),
-        ("b'v' + struct.pack('=II', 50004, 50000) + b'[' * 50000", "wrong"),
+        ("b'v' + struct.pack('=I', 1) + b'['", "wrong"),
+        ("b'v' + struct.pack('=I', 5) + b'1[1]x'", "wrong"),
+        ("b'v' + struct.pack('=I', 50000) + b'[' * 50000", "wrong"),
         ("b'p' + struct.pack('=I', 16) + bytes(16)", "exited"),
         ("b'c' + struct.pack('=I', 0)", "exited"),
         ("b'e' + struct.pack('=I', 3) + b'abc'", "exited"),
@@ -137,25 +125,13 @@ def test_forged_messages_never_pass(box, data, status):
 
 
 def test_an_answer_that_floods_in_small_pieces_ends_at_the_first(box):
-    code = "import os, struct\ndef f(x):\n    while True: os.write(4, b'v' + struct.pack('=II', 5, 1) + b'1')"
+    code = "import os, struct\ndef f(x):\n    while True: os.write(4, b'v' + struct.pack('=I', 2) + b'1x')"
     assert call(box, code, [(1,)] * 3, [1, 2, 3]).status == "wrong"
 
 
 def test_a_candidate_that_reads_nothing_more_is_out_of_time(box):
     code = "import os, time\ndef f(x):\n    os.close(3)\n    time.sleep(9)"
     assert call(box, code, [("x" * 10**6,)] * 5, seconds=0.4).status == "timeout"
-
-
-def test_calls_are_taken_as_they_are_needed(box):
-    taken = []
-
-    def calls():
-        for number in range(10**6):
-            taken.append(number)
-            yield Call(arguments=(number,), seconds=5)
-
-    assert box.call("def f(x): return x", "f", calls(), lambda index, returned: "wrong", memory_mb=512).at == 0
-    assert len(taken) < 100
 
 
 def test_no_calls_pass_when_the_code_runs(box):

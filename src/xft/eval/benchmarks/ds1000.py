@@ -26,7 +26,7 @@ from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
 from xft.eval.environment import contents_of, folder_of, lacking_of, python_of, versions_of
 from xft.eval.extract import parse, segments
-from xft.eval.functions import FENCE_STOP
+from xft.eval.functions import FENCE_STOP, judgement
 from xft.eval.sandbox import Outcome, Sandbox
 from xft.progress import track
 from xft.prompts import PROMPTS
@@ -180,9 +180,7 @@ class DS1000:
         if not code.strip():
             return Judgement(status="failed", seconds=0.0, error="no code", in_process=True)
         end = self._run(problem, code, sandbox)
-        return Judgement(
-            status=end.status, seconds=end.seconds, error=end.error, in_process=True, strained=end.strained
-        )
+        return judgement(end, in_process=True)
 
     def program(self, problem: Problem, code: str) -> str:
         """Put the benchmark's own program around an answer, as its authors do."""

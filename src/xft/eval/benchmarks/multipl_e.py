@@ -18,7 +18,7 @@ from typing import Any
 from xft.errors import DataError
 from xft.eval.benchmark import BENCHMARKS, Judgement, Problem, Request, Tool
 from xft.eval.data import Rows, find_data, read_rows
-from xft.eval.functions import END_STOPS, FENCE_STOP
+from xft.eval.functions import END_STOPS, FENCE_STOP, judgement
 from xft.eval.languages import LANGUAGES, Language, ShapeError, from_chat, from_continuation
 from xft.eval.sandbox import Outcome, Sandbox
 from xft.prompts import PROMPTS
@@ -142,9 +142,7 @@ class MultiplE:
         if not code.strip():
             return Judgement(status="failed", seconds=0.0, error="no program", in_process=True)
         end = self._run(code, problem.entry_point, problem.tests.text, sandbox)
-        return Judgement(
-            status=end.status, seconds=end.seconds, error=end.error, in_process=True, strained=end.strained
-        )
+        return judgement(end, in_process=True)
 
     def _run(self, code: str, entry: str, tests: str, sandbox: Sandbox) -> Outcome:
         """Run a program with tests behind it and a fresh proof behind those."""

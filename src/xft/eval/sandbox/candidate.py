@@ -8,7 +8,6 @@ returns.
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import types
 from typing import Any
@@ -57,7 +56,6 @@ def answer(payload: bytes, reader: Reader, replies: int) -> None:
     write(replies, report or b"c", text)
     if report:
         return
-    pack = struct.Struct("=I").pack
     while True:
         message = reader.next()
         if message is None:
@@ -75,20 +73,18 @@ def answer(payload: bytes, reader: Reader, replies: int) -> None:
             continue
         if os.getpid() != me:
             return
-        sizes = [len(each) for each in (value, *arguments) if type(each) in SIZED]
-        if sizes and max(sizes) > room:  # without writing it down first
+        size = len(value) if type(value) in SIZED else 0
+        if size > room:  # without writing it down first
             write(replies, b"l")
             continue
-        if len(sent) >= LARGE or (sizes and max(sizes) >= MANY):
+        if len(sent) >= LARGE or size >= MANY:
             write(replies, b"r")
         try:
-            returned, after = encode(value), encode(arguments)
+            returned = encode(value)
         except MemoryError:
             write(replies, b"m", b"MemoryError")
             continue
-        if after == sent or after == encode(decode(sent)):  # sets may be put down in another order
-            after = b""
-        write(replies, b"v", pack(len(returned)) + returned + after)
+        write(replies, b"v", returned)
         del value, arguments
 
 

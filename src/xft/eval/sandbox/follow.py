@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from xft.eval.sandbox.frames import LARGE
@@ -114,7 +114,7 @@ def follow_program(run: Run, program: str, *, seconds: float) -> Outcome:
     return follower.outcome("exited", OUT_OF_TURN)
 
 
-def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], judge: Judge) -> Outcome:
+def follow_calls(run: Run, code: str, entry_point: str, calls: Sequence[Call], judge: Judge) -> Outcome:
     """Send one call after the other, judge the answers as they come, stop at the first wrong one."""
     follower = _Follower(run, CODE_S, "the code itself")
     run.send(b"C", entry_point.encode() + b"\n" + code.encode("utf-8", "surrogatepass"))
@@ -142,11 +142,11 @@ def follow_calls(run: Run, code: str, entry_point: str, calls: Iterable[Call], j
             if message[0] != b"b":
                 return follower.outcome("exited", OUT_OF_TURN)
         follower.clock.start(call.seconds, f"call {follower.at}")
-        message = follower.next(_room(call) + 4, too_long=TOO_LONG)
+        message = follower.next(_room(call), too_long=TOO_LONG)
         strained = follower.clock.strained
         if not isinstance(message, Outcome) and message[0] == b"r":
             follower.clock.start(TRANSFER_S, "writing down the answer")
-            message = follower.next(_room(call) + 4, too_long=TOO_LONG)
+            message = follower.next(_room(call), too_long=TOO_LONG)
         outcome = message if isinstance(message, Outcome) else _judged(follower, message, judge)
         if outcome:
             return replace(outcome, strained=strained or outcome.strained)
@@ -163,14 +163,11 @@ def _judged(follower: _Follower, message: tuple[bytes, bytes], judge: Judge) -> 
         return follower.outcome(REPORTS[kind], payload.decode("utf-8", "replace"))
     if kind == b"l":
         return follower.outcome(*TOO_LONG)
-    length = int.from_bytes(payload[:4], "little")
-    if kind != b"v" or len(payload) < 4 + length:
+    if kind != b"v":
         return follower.outcome("exited", OUT_OF_TURN)
     follower.clock.stop()
-    returned = Returned(encoded=payload[4 : 4 + length], changed=payload[4 + length :])
     try:
-        _ = returned.arguments  # changed ones that can't be read are noticed even where the judge doesn't look
-        error = judge(follower.at, returned)
+        error = judge(follower.at, Returned(encoded=payload))
     except UnreadableError:
         error = "an answer that can't be read"
     return None if error is None else follower.outcome("wrong", error)

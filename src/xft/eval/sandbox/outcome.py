@@ -48,7 +48,7 @@ class Call:
     """Plain values, as `xft.eval.sandbox.values` encodes them."""
     seconds: float
     reply_bytes: int = field(default=1 << 24)
-    """Room for the encoded answer and changed arguments; more is wrong."""
+    """Room for the encoded answer; more is wrong."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -65,8 +65,6 @@ class Returned:
     """What a call gave back. It is decoded when it is looked at: an encoding that is known to be right need not be."""
 
     encoded: bytes
-    changed: bytes = b""
-    """The encoded arguments after the call, when it changed them."""
 
     @cached_property
     def value(self) -> Any:
@@ -75,25 +73,7 @@ class Returned:
         Raises:
             UnreadableError: there is none.
         """
-        return _decoded(self.encoded)
-
-    @cached_property
-    def arguments(self) -> tuple[Any, ...] | None:
-        """The arguments after the call, when it changed them.
-
-        Raises:
-            UnreadableError: they are no arguments.
-        """
-        if not self.changed:
-            return None
-        arguments = _decoded(self.changed)
-        if not isinstance(arguments, tuple):
-            raise UnreadableError
-        return arguments
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        return decode(data)
-    except Exception as error:
-        raise UnreadableError from error
+        try:
+            return decode(self.encoded)
+        except Exception as error:
+            raise UnreadableError from error

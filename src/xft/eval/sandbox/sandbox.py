@@ -55,7 +55,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -142,7 +142,7 @@ class Sandbox:
         _positive(seconds=seconds, memory_mb=memory_mb)
         return self._twice(lambda run: follow_program(run, program, seconds=seconds), memory_mb)
 
-    def call(self, code: str, entry_point: str, calls: Iterable[Call], judge: Judge, *, memory_mb: int) -> Outcome:
+    def call(self, code: str, entry_point: str, calls: Sequence[Call], judge: Judge, *, memory_mb: int) -> Outcome:
         """Execute code, then call its function for one call after the other, judging each answer here.
 
         The candidate's process gets the arguments and nothing else. `judge` is given the index of the call and what it
@@ -153,15 +153,7 @@ class Sandbox:
             ValueError: a limit is not a positive number.
         """
         _positive(memory_mb=memory_mb)
-        taken, coming = list[Call](), iter(calls)
-
-        def again() -> Iterator[Call]:
-            yield from taken
-            for call in coming:
-                taken.append(call)
-                yield call
-
-        return self._twice(lambda run: follow_calls(run, code, entry_point, again(), judge), memory_mb)
+        return self._twice(lambda run: follow_calls(run, code, entry_point, calls, judge), memory_mb)
 
     def execute(self, files: Mapping[str, str], steps: Sequence[Step], *, proof: str, memory_mb: int) -> Outcome:
         """Write files into the working folder and run commands there; the last must end well and print `proof` last.

@@ -11,10 +11,10 @@ import secrets
 from collections.abc import Iterator
 
 from xft.eval.languages import LANGUAGES
-from xft.eval.sandbox import Outcome, Step
+from xft.eval.sandbox import Outcome, Sandbox, Step
 from xft.synth.mutate import Make, select
 from xft.synth.rules import code_in
-from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testing
+from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Suite, Testing
 
 SKIPPED = r"""(?P<skipped>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\]|\\.)*`|//[^\n]*|/\*.*?\*/)"""
 """Strings and comments."""
@@ -106,13 +106,13 @@ def _balanced(text: str) -> bool:
     return all(text.count(opening) == text.count(closing) for opening, closing in ("()", "[]"))
 
 
-def run(runner: Runner, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
+def run(sandbox: Sandbox, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
     """Run a solution with tests below it, and with the proof that its end was reached."""
     proof = secrets.token_hex(16)
     own = "" if re.search(r"\b(?:const|let|var)\s+assert\b", code) else ASSERT
     program = "\n\n".join([own + code, suite.setup, *suite.tests, f'console.log("\\n{proof}");']) + "\n"
     step = Step(argv=[LANGUAGES["js"].toolchain.programs["node"], "program.js"], seconds=seconds)
-    return runner.execute({"program.js": program}, [step], proof=proof, memory_mb=memory_mb)
+    return sandbox.execute({"program.js": program}, [step], proof=proof, memory_mb=memory_mb)
 
 
 TESTINGS.register("javascript")(

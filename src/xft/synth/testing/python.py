@@ -7,10 +7,10 @@ import builtins
 import re
 from collections.abc import Sequence
 
-from xft.eval.sandbox import Outcome
+from xft.eval.sandbox import Outcome, Sandbox
 from xft.synth.mutate import mutants
 from xft.synth.rules import code_in, parsed
-from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Runner, Suite, Testing
+from xft.synth.testing.testing import MOST_TESTS, TESTINGS, Suite, Testing
 
 SETUP = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
 """What tests may need above them. Bare calls are left out: teachers print, and call their tests."""
@@ -88,10 +88,10 @@ def _names(node: ast.stmt) -> list[str]:
     return []
 
 
-def run(runner: Runner, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
+def run(sandbox: Sandbox, code: str, suite: Suite, seconds: float, memory_mb: int) -> Outcome:
     """Run a solution with tests below it; a comparison that fails says what it got, for the repair."""
     program = "\n\n".join([code, suite.setup, *map(_telling, suite.tests)]) + "\n"
-    return runner.run(program, seconds=seconds, memory_mb=memory_mb)
+    return sandbox.run(program, seconds=seconds, memory_mb=memory_mb)
 
 
 def _telling(test: str) -> str:

@@ -4,27 +4,14 @@ it in `__init__.py`, and give `tests/synth/test_testing.py` an example; its laws
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from xft.eval.sandbox import Outcome, Step
+from xft.eval.sandbox import Outcome, Sandbox
 from xft.registry import Registry
 
 MOST_TESTS = 20
 """Tests that are looked at; further ones are left out."""
-
-
-class Runner(Protocol):
-    """What runs programs: the sandbox."""
-
-    def run(self, program: str, *, seconds: float, memory_mb: int) -> Outcome:
-        """Run a Python program to its end or its limits."""
-        ...
-
-    def execute(self, files: Mapping[str, str], steps: Sequence[Step], *, proof: str, memory_mb: int) -> Outcome:
-        """Write files and run commands; the last must print `proof` last."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +40,7 @@ class Testing:
     """From an answer and the solution to the tests in the answer, each once, without what the solution defines."""
     mutants: Callable[[str, int, int], list[str]]
     """From a program to so many different programs, each changed in one place, chosen by a seed."""
-    run: Callable[[Runner, str, Suite, float, int], Outcome]
+    run: Callable[[Sandbox, str, Suite, float, int], Outcome]
     """Runs a solution with tests below it; the rest are limits: seconds and megabytes."""
     expecting: Callable[[str, str], str | None] = lambda test, error: None
     """From a test that failed and its error to the test that expects what the solution gave; None where it can't be."""
