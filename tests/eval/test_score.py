@@ -12,9 +12,15 @@ from xft.eval.score import MAX_FAULTS, score
 CODES = ["passed", "failed", "", "passed"] * (N // 4)
 
 
-def write(path: Path, codes=CODES, samples=1) -> Path:
+def write(path: Path, codes=CODES, samples=1, alike=True) -> Path:
     lines = [
-        {"task_id": f"toy/{i}", "sample": s, "completion": "", "code": code, "finish": "length" if i == 1 else "stop"}
+        {
+            "task_id": f"toy/{i}",
+            "sample": s,
+            "completion": "",
+            "code": code + " " * s * (not alike),
+            "finish": "length" if i == 1 else "stop",
+        }
         for i, code in enumerate(codes)
         for s in range(samples)
     ]
@@ -85,6 +91,14 @@ def test_verdicts_have_the_order_of_the_samples(tmp_path):
     assert keys == [(f"toy/{i}", sample) for i in range(N) for sample in range(3)]
 
 
+def test_equal_programs_of_a_problem_are_judged_once_and_count_as_often_as_they_are_there(tmp_path):
+    toy = Toy()
+    scores = judge(toy, write(tmp_path / "s.jsonl", samples=3), tmp_path / "out", workers=4)
+    assert sorted(toy.ran) == sorted((f"toy/{i}", code) for i, code in enumerate(CODES) if code)
+    assert scores["statuses"] == {"failed": 9, "no code": 9, "passed": 18}
+    assert [verdict["finish"] for verdict in verdicts(tmp_path / "out")[3:6]] == ["length"] * 3
+
+
 def test_several_samples_give_the_mean_over_problems_and_pass_at_k(tmp_path):
     codes = [("passed", "failed")[i % 2] for i in range(N)]
     samples = write(tmp_path / "s.jsonl", codes, samples=5)
@@ -102,7 +116,7 @@ def test_several_samples_give_the_mean_over_problems_and_pass_at_k(tmp_path):
 @pytest.mark.parametrize("dies_after", [0, 1, 5, 8])
 @pytest.mark.parametrize("half_line", ["", '{"task_id": "toy/9", "sam', "garbage\n", "{}\n"])
 def test_a_stopped_scoring_goes_on_to_the_same_files(tmp_path, dies_after, half_line):
-    samples = write(tmp_path / "s.jsonl", samples=2)
+    samples = write(tmp_path / "s.jsonl", samples=2, alike=False)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     judge(Toy(), samples, whole)
     with pytest.raises(SandboxError, match="died"):

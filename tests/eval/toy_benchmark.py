@@ -62,6 +62,7 @@ class Toy:
                 self.now -= 1
 
     def verdict(self, problem, code):
+        code = code.strip()
         parts = {"base": True, "plus": code == "passed"} if code else {}
         return Judgement(status=code, seconds=1.0, error="" if code == "passed" else "why", parts=parts)
 

@@ -37,7 +37,6 @@ NAMED = 20
 """Problems named in scores.json when they were not scored."""
 
 Verdict = dict[str, Any]
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +47,9 @@ class _Job:
     fingerprint: str
 
     @property
-    def key(self) -> Key:
-        return self.answer.task_id, self.answer.sample
+    def place(self) -> dict[str, Any]:
+        """What a verdict has of the answer, and not of its program."""
+        return {"task_id": self.answer.task_id, "sample": self.answer.sample, "finish": self.answer.finish}
 
 
 def score(
@@ -66,8 +66,9 @@ def score(
 ) -> dict[str, Any]:
     """Judge all answers; write `verdicts.jsonl`, `scores.json` and any `rejects.jsonl` into the folder `out`.
 
-    Problems of a faulty tool are left out and counted. A failure that used up a time limit is judged again, alone,
-    before it counts. A fault of the sandbox is tried again, then counted as `infrastructure`, never as a wrong answer.
+    Equal programs of a problem are judged once. Problems of a faulty tool are left out and counted. A failure that used
+    up a time limit is judged again, alone, before it counts. A fault of the sandbox is tried again, then counted as
+    `infrastructure`, never as a wrong answer.
     `every` names the problems that were to be answered: each n-th; answers to others are rejected. `meta` goes into the
     scores as it is; `progress` gets 1 for each verdict.
 
@@ -259,12 +260,10 @@ def _fingerprint(conditions: str, answer: Answer) -> str:
 def _verdict(job: _Job, judgement: Judgement) -> Verdict:
     """Return a line of verdicts.jsonl."""
     verdict: Verdict = {
-        "task_id": job.answer.task_id,
-        "sample": job.answer.sample,
+        **job.place,
         "status": judgement.status,
         "seconds": judgement.seconds,
         "error": judgement.error,
-        "finish": job.answer.finish,
         "fingerprint": job.fingerprint,
     }
     if judgement.parts:
@@ -282,8 +281,9 @@ class _Verdicts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known = {(v["task_id"], v["sample"], v["fingerprint"]): v for v in read_verdicts(path)}
-        self.order: list[tuple[str, int, str]] = []
+        self.known = {verdict["fingerprint"]: verdict for verdict in read_verdicts(path)}
+        self.asked = set(self.known)
+        self.order: list[tuple[str, dict[str, Any]]] = []
 
     def __enter__(self) -> None:
         write_lines(self.path, map(json.dumps, self.known.values()))
@@ -293,19 +293,21 @@ class _Verdicts:
         self.file.close()
 
     def wanted(self, job: _Job) -> bool:
-        """Note the place of an answer; tell whether it is yet to be judged."""
-        self.order.append((*job.key, job.fingerprint))
-        return self.order[-1] not in self.known
+        """Note the place of an answer; tell whether its program is yet to be judged."""
+        self.order.append((job.fingerprint, job.place))
+        known = job.fingerprint in self.asked
+        self.asked.add(job.fingerprint)
+        return not known
 
     def add(self, verdict: Verdict) -> None:
         """Keep a verdict, on disk too."""
-        self.known[verdict["task_id"], verdict["sample"], verdict["fingerprint"]] = verdict
+        self.known[verdict["fingerprint"]] = verdict
         self.file.write(json.dumps(verdict) + "\n")
         self.file.flush()
 
     def finish(self) -> list[Verdict]:
         """Write the verdicts in the order of the answers, and nothing else; return them."""
-        ordered = [self.known[key] for key in self.order]
+        ordered = [self.known[fingerprint] | place for fingerprint, place in self.order]
         write_lines(self.path, map(json.dumps, ordered))
         return ordered
 
