@@ -325,6 +325,17 @@ def test_names_of_a_scatter_do_not_lie_over_one_another() -> None:
     assert drawing.count("<title>m") == 9
 
 
+def test_a_name_goes_to_the_side_where_no_other_interval_is() -> None:
+    intervals = {"sft": (44.0, 1.0, 1.0), "delta": (50.0, 0.0, 2.0), "far": (190.0, 0.0, 2.0)}
+    points = [
+        (place, plots.Mark(label=name, tone="sft", at=(1.0, low, high)))
+        for name, (place, low, high) in intervals.items()
+    ]
+    drawing = plots.scatter(points, label="", height=300, write=str)
+    anchors = dict((name, side) for side, name in re.findall(r'text-anchor="(start|end)">([a-z]+)<', drawing))
+    assert anchors == {"sft": "end", "delta": "start", "far": "end"}
+
+
 def test_what_two_methods_share_keeps_its_order_whatever_the_hashes() -> None:
     ours = {f"item/{number}": float(number) for number in range(50)}
     theirs = dict(reversed(ours.items())) | {"item/else": 1.0}

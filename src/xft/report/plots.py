@@ -24,6 +24,8 @@ NEAR = 30
 """Percent of a chart's width within which two names could lie over one another."""
 FAR = 3 * BETWEEN_LABELS
 """Pixels below its dot from which on a name would be taken for another dot's, and is left out."""
+LETTER, NEAR_DOT = 2.0, 3.0
+"""Percent of a scatter's width that a letter takes, and of its sides that a dot does."""
 LEAST_SCALE = 0.01
 """Deviations below 1% stay pale, so that noise doesn't look like structure."""
 
@@ -213,12 +215,27 @@ def scatter(
         if down > min(height * mean / 100 + FAR, height):
             continue
         named.append((across, down))
-        anchor, aside = ("end", -9) if across > 60 else ("start", 9)
+        sides = ("end", "start") if across > 60 else ("start", "end")
+        spans = [(x.at(at), 100 - y.at(ends[2]), 100 - y.at(ends[1])) for at, other, ends in shown if other is not mark]
+        free = [side for side in sides if not _crossed(across, 100 * down / height, mark.label, side, spans)]
+        anchor = (*free, *sides)[0]
+        aside = 9 if anchor == "start" else -9
         parts.append(
             f'<text class="end {mark.tone}" x="{across:.2f}%" dx="{aside}" y="{down:.1f}" dy=".34em"'
             f' text-anchor="{anchor}">{escape(mark.label)}</text>'
         )
     return _figure("".join(parts), label=label, height=height)
+
+
+def _crossed(across: float, down: float, name: str, side: str, spans: Sequence[tuple[float, float, float]]) -> bool:
+    """Tell whether a name leaves the plot or crosses another mark's interval (place, top, bottom), all in percent."""
+    end = across + (1 if side == "start" else -1) * (LETTER * len(name) + NEAR_DOT)
+    left, right = sorted((across, end))
+    return (
+        left < 0
+        or right > 100
+        or any(left < place < right and top - NEAR_DOT < down < bottom + NEAR_DOT for place, top, bottom in spans)
+    )
 
 
 def load_map(load: Matrix, *, label: str, first: int = 0) -> Markup:
