@@ -25,6 +25,7 @@ from xft.experiment.plan import Plan
 from xft.experiment.report import markdown, render, results_table, write_results
 from xft.recipe import shipped_recipes
 from xft.report import plots
+from xft.report.table import duration
 
 NASTY = "<script>alert('x')</script> | &amp;"
 GAINS = {"base": 0.2, "sft": 0.0, "xft": -0.05, "same": 0.0}
@@ -334,6 +335,18 @@ def test_a_name_goes_to_the_side_where_no_other_interval_is() -> None:
     drawing = plots.scatter(points, label="", height=300, write=str)
     anchors = dict((name, side) for side, name in re.findall(r'text-anchor="(start|end)">([a-z]+)<', drawing))
     assert anchors == {"sft": "end", "delta": "start", "far": "end"}
+
+
+def test_times_are_marked_in_whole_units() -> None:
+    points = [(place, plots.Mark(label="m", tone="sft", at=(1.0, 0.0, 2.0))) for place in (0.0, 950.0)]
+    drawing = plots.scatter(points, label="", height=300, write=duration, unit=60)
+    assert re.findall(r"[\d.]+ (?:min|s)(?=</text>)", drawing) == [
+        "0.0 s",
+        "5.0 min",
+        "10.0 min",
+        "15.0 min",
+        "20.0 min",
+    ]
 
 
 def test_what_two_methods_share_keeps_its_order_whatever_the_hashes() -> None:

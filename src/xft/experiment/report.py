@@ -20,7 +20,7 @@ from xft.report import plots
 from xft.report.contents import Cost
 from xft.report.page import environment, write_page
 from xft.report.render import brief
-from xft.report.table import NONE, TONES, Cell, duration, memory, power, signed, span, title
+from xft.report.table import NONE, TONES, Cell, duration, memory, power, signed, span, time_unit, title
 from xft.stage import write_json
 
 RESULTS, TABLE, REPORT = "results.json", "results.md", "report"
@@ -307,7 +307,9 @@ def _cost_plots(results: Results) -> list[tuple[str, Any]]:
                 points.append((cost, _mark(method, results.endpoint, baseline=results.baseline)))
         if sum(mark.at is not None for _, mark in points) > 1:
             label = f"{name}: difference to {results.baseline} against {what}, by method"
-            drawn.append((what, plots.scatter(points, label=label, height=320, write=write, reference=0.0)))
+            whole = time_unit(max(place for place, _ in points))[1] if write is duration else 1
+            figure = plots.scatter(points, label=label, height=320, write=write, unit=whole, reference=0.0)
+            drawn.append((what, figure))
     return drawn
 
 

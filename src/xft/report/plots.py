@@ -179,13 +179,14 @@ def scatter(
     label: str,
     height: int,
     write: Callable[[float], str],
+    unit: float = 1.0,
     reference: float | None = None,
 ) -> Markup:
-    """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place.
+    """Draw each mark with its interval up and down at its place from 0 on; `write` writes a place, round in `unit`s.
 
     Names that find no room near their dots are left out; each dot tells its own when it is pointed at.
     """
-    shown = [(place, mark, mark.at) for place, mark in points if mark.at]
+    shown = [(place / unit, mark, mark.at) for place, mark in points if mark.at]
     if not shown:
         return Markup(f'<p class="note">{NOT_RUN.capitalize()}.</p>')
     x = linear(0.0, max(place for place, _, _ in shown) or 1.0)
@@ -194,7 +195,7 @@ def scatter(
     y = linear(min(ends), max(ends))
     parts = [_y_axis(y)]
     parts += [
-        f'<text x="{x.at(tick):.2f}%" y="100%" dy="1.6em" text-anchor="middle">{escape(write(tick))}</text>'
+        f'<text x="{x.at(tick):.2f}%" y="100%" dy="1.6em" text-anchor="middle">{escape(write(tick * unit))}</text>'
         for tick in x.ticks
     ]
     if reference is not None:

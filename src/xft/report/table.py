@@ -32,10 +32,14 @@ class Cell:
 
 def duration(seconds: float) -> str:
     """Write seconds as people say them: 12.3 min."""
-    for unit, size, least in (("d", 86400, 2), ("h", 3600, 1), ("min", 60, 1)):
-        if seconds >= least * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    unit, size = time_unit(seconds)
+    return f"{seconds / size:.1f} {unit}"
+
+
+def time_unit(seconds: float) -> tuple[str, int]:
+    """Return the unit that a time is told in, and its seconds."""
+    units = (("d", 86400, 2), ("h", 3600, 1), ("min", 60, 1))
+    return next(((unit, size) for unit, size, least in units if seconds >= least * size), ("s", 1))
 
 
 def quantity(number: float) -> str:
