@@ -184,7 +184,10 @@ class TuneConfig(Section):
     @model_validator(mode="after")
     def _batches_divide(self) -> TuneConfig:
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}")
+            raise ValueError(
+                f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}; "
+                f"choose a multiple of {self.micro_batch}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ from command import Xft, refused
         ),
         (
             ("tune", "BASE", "OUT", "--data", "DATA", "--batch", "3", "--micro-batch", "2"),
-            ("batch=3 is no multiple of micro_batch=2",),
+            ("batch=3 is no multiple of micro_batch=2", "choose a multiple of 2"),
         ),
         (("tune", "BASE", "OUT", "--data", "DATA", "--rounds", "3"), ("--rounds",)),
         (("tune", "BASE"), ("OUT",)),

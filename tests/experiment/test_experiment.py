@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from toy_grid import command, grid_of, weights
 
-from xft.errors import RunError
+from xft.errors import RunError, SandboxError
 from xft.experiment import execute
 from xft.experiment.collect import Results
 from xft.experiment.config import Grid, load_grid
@@ -103,6 +103,19 @@ def test_two_methods_and_two_seeds_share_what_they_can(
     assert (out / "results.md").read_text() == before
     write_results(load_grid(grid), out, "xft experiment")  # what --report-only does
     assert (out / "results.md").read_text() == before
+
+
+def test_a_machine_that_can_not_score_is_found_before_any_cell(
+    common: dict[str, Any], counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = {"instruction": "Write one().", "response": "def one():\n    return 1\n", "tests": "assert one() == 1"}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    benchmarks = {"eval.benchmarks": [f"pairs:{tmp_path / 'problems.jsonl'}"]}
+    monkeypatch.setattr("xft.eval.sandbox.sandbox.detect_level", lambda: ("unsafe", "no namespaces"))
+    grid = grid_of(common | benchmarks, tmp_path / "grid", methods={"sft": {"row": "sft"}, "base": {"row": "base"}})
+    with pytest.raises(SandboxError, match="no sandbox works here"):
+        counted(grid, tmp_path / "out")
+    assert not counted.made
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_an_infinite_gradient_stops_before_the_weights_change(tiny_dense: Path, 
 
 
 def test_a_batch_that_micro_batches_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValidationError, match="batch=6 is no multiple of micro_batch=4"):
+    with pytest.raises(ValidationError, match="batch=6 is no multiple of micro_batch=4; choose a multiple of 4"):
         TuneConfig(batch=6, micro_batch=4)
 
 

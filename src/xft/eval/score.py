@@ -252,9 +252,9 @@ def _judgements(
 
 
 def _fingerprint(conditions: str, answer: Answer) -> str:
-    """Hash all that a verdict depends on."""
+    """Hash all that a verdict depends on, with so many bits that nobody can make two programs of one hash."""
     whole = f"{conditions}\n{answer.task_id}\n{answer.unusable}\n{answer.code}"
-    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _verdict(job: _Job, judgement: Judgement) -> Verdict:
