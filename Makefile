@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Installed without bytecode, for speed; where Python may not write it, each process would compile all libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow bench miniature check clean
 
 $(VENV)/.%: pyproject.toml constraints.txt   # an extra of pyproject.toml

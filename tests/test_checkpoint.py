@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from xft.checkpoint import (
     write_config,
 )
 from xft.errors import CheckpointError, RunError
+from xft.prove import prove
+from xft.recipe import UpcycleConfig
+from xft.upcycle import upcycle
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -263,6 +267,18 @@ def test_a_damaged_config_is_an_error_that_names_it(text: str, tmp_path: Path) -
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: not .*; fetch or make the model again"):
         Checkpoint(tmp_path)
+
+
+def test_buffers_that_old_versions_stored_are_left_out(dense_of: Callable[..., Path], tmp_path: Path) -> None:
+    old = Path(shutil.copytree(dense_of("gpt_neox"), tmp_path / "old"))
+    weights = load_file(old / SINGLE)
+    masked = {"attention.masked_bias": torch.tensor(-torch.inf), "attention.bias": torch.ones(1, 1, 8, 8).bool()}
+    save_file(weights | {f"gpt_neox.layers.0.{name}": each for name, each in masked.items()}, old / SINGLE)
+    assert set(Checkpoint(old).names()) == set(weights)
+    out = tmp_path / "moe"
+    out.mkdir()
+    upcycle(old, out, UpcycleConfig(experts=3, active=2), seed=0)
+    assert prove(old, out).preserves_dense
 
 
 def test_a_config_without_the_number_of_layers_is_an_error_that_names_the_key(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_an_entry_that_does_not_fit_the_checkpoint_is_answered_with_the_field(
         _ = Checkpoint(tiny_dense).family
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size"])
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "vocab_size"])
 def test_a_config_without_a_size_is_answered_with_the_key(key: str, tiny_dense: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_dense, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -198,6 +198,7 @@ def test_a_mixture_can_be_made_of_a_soups_members(copied: Path, overrides: list[
     (["upcycle.router=topk-softmax", "merge.shared_weight=0.5"], "merge: .*; leave shared_weight out"),
     (["upcycle.router=deepseek", "upcycle.layout=split", "upcycle.parts=2", "merge.shared_weight=0.5"],
      "merge: no shared expert is weighed against the routed ones; leave shared_weight out"),
+    (["upcycle.layout=split", "upcycle.parts=2"], "router shared-normalized divides a weight .*; choose one of"),
 ])  # fmt: skip
 def test_what_would_fail_or_do_nothing_hours_later_is_refused_at_once(
     settings: list[str], message: str, overrides: list[str]

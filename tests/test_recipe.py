@@ -229,4 +229,6 @@ def test_the_papers_recipe_has_the_papers_parameter_counts() -> None:
 def test_averaging_experts_needs_copies(recipe_file: Path) -> None:
     with pytest.raises(RecipeError, match="average_experts averages copies"):
         load_recipe(recipe_file, ["tune.average_experts=0.1", "upcycle.layout=delta"])
+    with pytest.raises(RecipeError, match="average_experts moves the routed experts; with train=routers"):
+        load_recipe(recipe_file, ["tune.average_experts=0.1", "tune.train=routers"])
     assert load_recipe(recipe_file, ["tune.average_experts=0.1"]).tune.average_experts == 0.1

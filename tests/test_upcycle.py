@@ -142,6 +142,14 @@ def test_a_soup_and_its_members_make_a_mixture_whose_uniform_merge_is_the_soup(
 def test_models_that_can_give_no_experts_are_refused(
     tiny_dense: Path, tiny_moe: Path, dense_of: Callable[..., Path], tmp_path: Path
 ) -> None:
+    quantised, coded = (Path(shutil.copytree(tiny_dense, tmp_path / name)) for name in ("quantised", "coded"))
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    tensors = load_file(coded / "model.safetensors")
+    save_file(
+        {name: tensor.to(torch.int8) if ".mlp." in name else tensor for name, tensor in tensors.items()},
+        coded / "model.safetensors",
+    )
     refused = [
         (tiny_moe, "is a mixture; .*: merge it first"),
         (dense_of("llama", intermediate_size=40), r"gate_proj.weight is .*, the base has \(.*tuned from"),
@@ -150,6 +158,8 @@ def test_models_that_can_give_no_experts_are_refused(
             "its num_hidden_layers is 3, the base's 2; experts are made of models",
         ),
         (dense_of("mistral"), "its model_type is mistral, the base's llama"),
+        (quantised, "has a quantization_config; dequantise the model first"),
+        (coded, r"tensor 'model.layers.0.mlp.\w+.weight' holds torch.int8; dequantise"),
     ]
     for origin, message in refused:
         config = UpcycleConfig(experts=4, active=3, experts_from=["x"])

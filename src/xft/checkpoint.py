@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ COMPANIONS = ("generation_config.json", "chat_template.*", "tokenizer*", "specia
               "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
 """What travels with the weights, beside config.json."""
 
+COMPUTED = re.compile(r"\.attention\.(?:bias|masked_bias)$|\.rotary_emb\.inv_freq$")
+"""Buffers that old versions of transformers stored and today's compute: Pythia's mask, which is infinite in fp16."""
+
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -41,7 +45,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = self._read_json("config.json")
         self._files: dict[str, Any] = {}
-        self._shards = self._map_shards()
+        self._shards = {name: shard for name, shard in self._map_shards().items() if not COMPUTED.search(name)}
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -114,7 +118,7 @@ class Checkpoint:
         return int(self.config["num_hidden_layers"])
 
     def names(self) -> list[str]:
-        """Return the tensors' names in file order."""
+        """Return the tensors' names in file order, without those of buffers that are computed."""
         return list(self._shards)
 
     def __contains__(self, name: str) -> bool:

@@ -22,7 +22,7 @@ class Cost:
     parameters: int
     """All weights, tied ones once."""
     active: int
-    """Weights that one token uses; the output matrix included, the embedding look-up not."""
+    """Weights that one token is multiplied with; the output matrix included, the embedding look-up not."""
     trained: int
     """Those of the active weights that get a gradient."""
     head: int
@@ -51,8 +51,9 @@ def count(model: nn.Module) -> Cost:
     if head is not embedding:
         used[embedding] = 0.0
     for layer in model.modules():
-        if isinstance(layer, MoELayer) and layer.experts.sparse:
-            used |= {weight: layer.router.keep / layer.experts.routed for weight in layer.experts.parameters()}
+        if isinstance(layer, MoELayer):
+            experts, keep = layer.experts, layer.router.keep
+            used |= {weight: experts.used(name, keep) for name, weight in experts.named_parameters()}
     active = {weight: share * weight.numel() for weight, share in used.items()}
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -172,7 +172,7 @@ def check_entry(family: Family, source: Checkpoint) -> None:
     """
     folder, names = source.folder, source.names()
     source.refuse_quantised()
-    for key in ("hidden_size", "intermediate_size"):
+    for key in ("hidden_size", "intermediate_size", "vocab_size"):
         if not isinstance(source.config.get(key), int):
             raise CheckpointError(f"{folder / 'config.json'}: no {key}, which src/xft/families.py expects of a family")
     if not any(name.startswith(f"{family.trunk}.layers.0.") for name in names):

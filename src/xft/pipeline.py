@@ -93,6 +93,7 @@ def look_up_names(recipe: Recipe) -> None:
     from xft.eval.benchmarks import BENCHMARKS
     from xft.merge.methods import MERGE_METHODS, refuse_unheeded, refuse_unweighed
     from xft.moe.balance import BALANCE_LOSSES
+    from xft.moe.layouts.split import refuse_dividing
     from xft.moe.routers import ROUTERS, refuse_idle_gate, split_counts
     from xft.prompts import PROMPTS
     from xft.upcycle import refuse_idle
@@ -102,6 +103,8 @@ def look_up_names(recipe: Recipe) -> None:
     routed, _ = split_counts(
         upcycle.router, upcycle.experts, upcycle.active, shared=upcycle.shared, parts=upcycle.parts
     )
+    if upcycle.layout == "split":
+        refuse_dividing(upcycle.router)
     refuse_idle(recipe.sft.soup if upcycle.from_soup else len(upcycle.origins), routed)
     for method in recipe.merge.also:
         if MERGE_METHODS[method].weights == "learned" or method == "uniform":

@@ -196,6 +196,10 @@ class TuneConfig(Section):
             raise ValueError(
                 "routed_lr is the routed experts' rate; with train=routers they do not learn: leave it out"
             )
+        if self.train == "routers" and self.average_experts:
+            raise ValueError(
+                "average_experts moves the routed experts; with train=routers they stay as they are: leave it out"
+            )
         return self
 
 

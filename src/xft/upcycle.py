@@ -12,6 +12,7 @@ import torch
 from xft.cards import write_mixture_card
 from xft.checkpoint import Checkpoint, Planned, copy_companions, copy_of, write_checkpoint, write_config
 from xft.errors import CheckpointError, RecipeError
+from xft.families import DEQUANTISE
 from xft.moe.layer import Router
 from xft.moe.layouts import Layout, layout_of
 from xft.moe.mixture import fingerprint, is_mixture
@@ -106,6 +107,7 @@ def _check_origin(origin: Checkpoint, source: Checkpoint, names: Iterable[str]) 
     remedy = f"experts are made of models tuned from {source.folder}"
     if is_mixture(origin):
         raise CheckpointError(f"{origin.folder}: is a mixture; {remedy}, dense ones: merge it first")
+    origin.refuse_quantised()
     for key in ("model_type", "num_hidden_layers", "hidden_size", "hidden_act", "hidden_activation"):
         if (had := origin.config.get(key)) != (wanted := source.config.get(key)):
             raise CheckpointError(f"{origin.folder}: its {key} is {had}, the base's {wanted}; {remedy}")
@@ -114,6 +116,8 @@ def _check_origin(origin: Checkpoint, source: Checkpoint, names: Iterable[str]) 
         if shape != source.shape(name):
             had = f"{name} is {shape}" if shape else f"no tensor {name!r}"
             raise CheckpointError(f"{origin.folder}: {had}, the base has {source.shape(name)}; {remedy}")
+        if not origin.dtype(name).is_floating_point:
+            raise CheckpointError(f"{origin.folder}: tensor {name!r} holds {origin.dtype(name)}; {DEQUANTISE}")
 
 
 def new_router(hidden_size: int, layout: Layout, seed: int) -> Router:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from xft.merge.fit import Merging
 from xft.merge.merge import COEFFICIENTS, MergeJob, merge
 from xft.merge.methods import MERGE_METHODS
 from xft.moe.mixture import Mixture
+from xft.prove import Gap
 from xft.recipe import MergeConfig, TuneConfig, UpcycleConfig
 from xft.stage import Meter
 from xft.upcycle import upcycle
@@ -53,6 +55,24 @@ def test_the_learned_merge_writes_the_model_that_its_coefficients_describe(tiny_
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["rounding_error"] == {"largest": 0.0, "mean": 0.0}
     assert summary["movement"] > 0.1
+
+
+@pytest.mark.parametrize("loss", ["data", "mixture"])
+def test_what_learned_is_gone_when_the_merged_model_is_written(
+    loss: str, tiny_moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[Any] = []
+    monkeypatch.setattr(
+        "xft.merge.merge.write_merged",
+        lambda *_: alive.extend(each for each in gc.get_objects() if isinstance(each, Merging)) or {},
+    )
+    monkeypatch.setattr("xft.merge.merge.gap", lambda *_: Gap(divergence=0.0, max_difference=0.0, probe_tokens=1))
+    gc.disable()  # it would come by at any time
+    try:
+        merge(job(tiny_moe, tmp_path / "out", "learned", merge=MergeConfig(shared_weight=0.4, loss=loss)), Meter())
+    finally:
+        gc.enable()
+    assert alive == []
 
 
 def test_the_uniform_merge_needs_no_data_and_is_what_the_learned_one_starts_from(

@@ -76,6 +76,17 @@ def test_redrawn_weights_have_the_mean_and_deviation_of_those_they_replace() -> 
     assert abs(float((changed[moved] * original[moved]).mean()) - 0.09) < 0.01  # nothing of the old ones is left
 
 
+def test_gate_and_up_keep_their_own_mean_and_deviation_where_they_are_one_tensor() -> None:
+    family = FAMILIES["phi3"]
+    original = torch.cat([weight(0), 5.0 + 0.1 * weight(1)])
+    changed = diversified(original, family.parts[0], family, 400, redraw=0.5, noise=0.0, seed=(1, 2))
+    for before, after in zip(original.split(400), changed.split(400), strict=True):
+        moved = (before != after).any(1)
+        assert int(moved.sum()) == 200
+        assert float(after[moved].mean()) == pytest.approx(float(before[moved].mean()), abs=0.01)
+        assert float(after[moved].std()) == pytest.approx(float(before[moved].std()), rel=0.02)
+
+
 def test_noise_is_in_units_of_the_matrix() -> None:
     family = FAMILIES["llama"]
     original = weight(1)

@@ -76,9 +76,9 @@ def merge(job: MergeJob, meter: Meter) -> Gap:
         options = Options(density=job.merge.density, scale=job.merge.scale, seed=job.seed)
         differences = Differences(combine=method.differences, base=parent, options=options)
     coefficients = _coefficients(job, mixture, meter)
+    release_memory()  # learning's trainer is a cycle, which would hold its model beside all that is read from here on
     save_coefficients(job.out / COEFFICIENTS, coefficients)
     rounding = write_merged(mixture, coefficients, job.out, differences)
-    release_memory()  # what learning has left on the heap, before all of the mixture's pages are read
     lost = gap(job.mixture, job.out, job.seed)
     summary = read_json(job.out / "summary.json", {}) | {"rounding_error": rounding, "gap": asdict(lost)}
     write_json(job.out / "summary.json", summary)

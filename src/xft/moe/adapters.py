@@ -26,7 +26,9 @@ from xft.moe.routers import Routing
 class AdapterExperts(DeltaExperts):
     """The differences of `DeltaExperts`, mixed before the activation instead of behind it."""
 
-    sparse = False
+    def used(self, name: str, keep: int) -> float:
+        """All: the differences are mixed."""
+        return 1.0
 
     def mix(self, x_TD: Tensor, routing: Routing, ffn: nn.Module | None) -> Tensor:
         """Apply the FFN with each token's own matrices; biases are weighted as the matrices are."""

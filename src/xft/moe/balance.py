@@ -144,7 +144,7 @@ class ExpertHealth:
         tokens = int(total(torch.tensor(self._tokens, device=counts.device)))
         share = counts / counts.sum(1, keepdim=True).clamp(min=1)
         summary = {
-            "load": [[round(value, 4) for value in row] for row in share.tolist()],
+            "load": [[round(value, 6) for value in row] for row in share.tolist()],
             "shared_weight": [round(value, 4) for value in (shared / tokens).tolist()],
             "dead": int((counts == 0).sum()),
         }

@@ -38,6 +38,11 @@ class DeltaExperts(RoutedExperts):
             self.register_parameter(f"{name}_a", nn.Parameter(weight.new_empty(routed, rank, narrow)))
             self.register_parameter(f"{name}_b", nn.Parameter(weight.new_empty(routed, wide, rank)))
 
+    def used(self, name: str, keep: int) -> float:
+        """All experts' first A and last B are applied at once, of the others those of the experts that are kept."""
+        apart = f"{self.names[-1]}_a", *(f"{inner}_b" for inner in self.inner)
+        return super().used(name, keep) if name in apart else 1.0
+
     def initialise(self, std: float) -> None:
         """Draw A as `nn.Linear` does; B is zero."""
         for name, stack in self.named_parameters():

@@ -28,8 +28,9 @@ def diversified(
     inner = part.place < len(family.inner)
     if len(picked) and (inner or changed.dim() == 2):  # the last bias belongs to no channel
         if inner:
-            rows = torch.cat([picked + half * channels for half in range(1 + family.fused)])
-            changed[rows] = _like(changed[rows], generator)
+            for half in range(1 + family.fused):  # gate and up are two matrices, also where they are one tensor
+                rows = picked + half * channels
+                changed[rows] = _like(changed[rows], generator)
         else:
             changed[:, picked] = _like(changed[:, picked], generator)
     return changed.to(tensor.dtype)

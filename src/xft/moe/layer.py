@@ -228,9 +228,6 @@ def _put_product(grad_ROI: Tensor | None, expert: int, dy_MO: Tensor, x_MI: Tens
 class RoutedExperts(nn.Module, ABC):
     """What every layout of routed experts has: a family's FFN, its activation, and how its hidden state is formed."""
 
-    sparse = True
-    """A token pays for the experts that it keeps, not for all."""
-
     def __init__(self, ffn: nn.Module, family: Family, routed: int) -> None:
         """Take the names and the activation from the family's own module."""
         super().__init__()
@@ -240,6 +237,10 @@ class RoutedExperts(nn.Module, ABC):
             raise family.wrong("activation", f"{type(ffn).__name__} has no such module, but {', '.join(modules)}")
         self.activation = modules[family.activation]
         self.hidden = self._fused if family.fused else self._hidden
+
+    def used(self, name: str, keep: int) -> float:
+        """Return which share of a parameter a token is multiplied with: that of the experts that it keeps."""
+        return keep / self.routed
 
     @abstractmethod
     def initialise(self, std: float) -> None:

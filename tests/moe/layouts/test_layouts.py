@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from xft.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from xft.merge.write import write_merged
 from xft.moe.layouts import LAYOUTS, layout_of
 from xft.moe.mixture import Mixture
 from xft.moe.routers import ROUTERS, Routing
+from xft.moe.slices import assign_slices, ungated
 from xft.prove import prove
 from xft.recipe import MergeConfig, UpcycleConfig
 from xft.tune.callbacks import ExpertAveraging
@@ -162,6 +164,27 @@ def test_a_merge_of_chosen_experts_computes_what_the_mixture_does_when_it_choose
         outputs.append(dense.base_model.layers[1].mlp(x_TD))
         torch.testing.assert_close(outputs[-1], found_TD, rtol=1e-4, atol=1e-4)
     assert float((outputs[0] - outputs[1]).abs().max()) > 0.01  # they are different experts
+
+
+@pytest.mark.parametrize(("layout", "router"), KINDS)
+def test_flops_are_counted_for_the_products_that_are_computed(
+    layout: str, router: str, dense_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = mixture_of(dense_of("llama"), tmp_path / "moe", layout, router)
+    model: Any = AutoModelForCausalLM.from_pretrained(mixture.folder).eval().requires_grad_(False)
+    layer, tokens = model.base_model.layers[1].mlp, 7
+    in_place = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
+    layer.train(not ROUTERS[router].gated)  # slices are of the training data, gate noise is left out
+    assign_slices(ungated(layer), torch.zeros(1, dtype=torch.long), tokens)
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        layer(torch.randn(1, tokens, model.config.hidden_size))
+    experts = {f"experts.{name}": layer.experts.used(name, layer.router.keep) for name in layer.experts.state_dict()}
+    per_token = sum(
+        experts.get(name, 1.0) * parameter.numel()
+        for name, parameter in layer.named_parameters()
+        if "noise" not in name
+    )
+    assert counter.get_total_flops() == 2 * tokens * per_token
 
 
 @pytest.mark.sampled

@@ -229,6 +229,11 @@ def test_every_method_merges_parts(
         parts = [torch.einsum("e,eij->ij", undone * shares_LR[1, part::2], stack[part::2]) for part in range(2)]
         assert shared == [] or shared[0].shape == (32, width)
         torch.testing.assert_close(tensors[f"{prefix}.down_proj.weight"], torch.cat([*shared, *parts], 1))
+    elif beside:  # shared channels are taken as they are
+        for layer in range(2):
+            prefix = f"model.layers.{layer}.mlp"
+            shared = source[f"{prefix}.shared_expert.up_proj.weight"]
+            assert torch.equal(tensors[f"{prefix}.up_proj.weight"][: len(shared)], shared)
     base = load_file(tiny_dense / "model.safetensors")
     moved = float(
         (tensors["model.layers.0.mlp.up_proj.weight"] - base["model.layers.0.mlp.up_proj.weight"]).abs().max()

@@ -26,20 +26,26 @@ from xft.moe.routers import ROUTERS
 from xft.recipe import UpcycleConfig
 
 
+def refuse_dividing(router: str) -> None:
+    """Refuse a router that divides weight or examples between what hold different channels; raises RecipeError."""
+    fitting = [name for name, rule in ROUTERS.items() if rule.apart or (rule.gated and not rule.shared)]
+    if router not in fitting:
+        gated = ROUTERS[router].gated
+        divides = "a weight of 1 between shared and routed experts" if gated else "examples among experts"
+        raise RecipeError(
+            f"the router {router} divides {divides}, which with layout=split hold different channels, all "
+            f"of them needed; choose one of {', '.join(fitting)}"
+        )
+
+
 @LAYOUTS.register("split")
 class Split(Layout):
     """Stacks of narrow FFNs; the shared experts are one FFN of their channels."""
 
     def __init__(self, config: UpcycleConfig, family: Family) -> None:
-        """Refuse routers that divide weight or examples between experts which hold different channels here."""
+        """Take the settings; raises RecipeError for a router that does not fit."""
         super().__init__(config, family)
-        fitting = [name for name, rule in ROUTERS.items() if rule.apart or (rule.gated and not rule.shared)]
-        if config.router not in fitting:
-            divides = "a weight of 1 between shared and routed experts" if self.rule.gated else "examples among experts"
-            raise RecipeError(
-                f"the router {config.router} divides {divides}, which with layout=split hold different channels, all "
-                f"of them needed; choose one of {', '.join(fitting)}"
-            )
+        refuse_dividing(config.router)
 
     @property
     def scale(self) -> float:
