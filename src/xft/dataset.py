@@ -55,10 +55,9 @@ def run(
         MissingExtraError: a step of the curation needs a library that is not installed.
         FetchError: the teacher, or something from the hub, can't be had.
     """
-    from xft.curate.classifier import models_of
     from xft.curate.contamination import benchmark_inputs
     from xft.curate.read import input_digests, plan_shards
-    from xft.curate.run import CurateJob, curate, require_libraries
+    from xft.curate.run import CurateJob, curate, files_of, require_libraries
     from xft.fetch import cache_dir
     from xft.graph import Node, bring_up_to_date, run_folder
     from xft.synth.stage import open_stage, report
@@ -72,7 +71,7 @@ def run(
     def curated(folder: Path, _meter: Meter) -> None:
         curate(CurateJob(config=config, out=folder, seed=recipe.seed, workers=os.cpu_count() or 1))
 
-    outside = input_digests(plan_shards(recipe.sources)) | models_of(settings.steps)
+    outside = input_digests(plan_shards(recipe.sources)) | files_of(settings)
     if settings.decontaminate:
         outside |= benchmark_inputs(settings.decontaminate)
     with run_folder(out):

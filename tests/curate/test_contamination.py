@@ -220,6 +220,8 @@ def test_python_of_joins_blocks_that_parse() -> None:
         == "x = 1\n\ny = 2\n"
     )
     assert python_of(Example(instruction="", response="```python\nx = (\n```\nand\n```python\ny = 2\n```")) == "y = 2\n"
+    shell = "```python\nimport math\n```\n```python\npip install foo\n```\n```python\ndef f():\n    pass\n```"
+    assert python_of(Example(instruction="", response=shell)) == "import math\n\ndef f():\n    pass\n"
     assert python_of(Example(instruction="", response="```java\nint x;\n```")) == ""
 
 

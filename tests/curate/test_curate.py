@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from xft.cli import main
 from xft.curate import assemble, card, dedup, read, run
 from xft.curate.config import CurateConfig, parse_curate
 from xft.curate.run import CurateJob, curate
+from xft.data.example import Example
 from xft.data.sources import read_source
 from xft.errors import DataError, RunError
 from xft.recipe import DataSource
@@ -165,6 +167,23 @@ def test_the_text_of_what_can_not_be_read_is_not_listed_where_private_data_are_l
     assert [each["source"][-2:] for each in unread if each["step"] == "read"][:2] == [":1", ":2"]
     shown = made(tmp_path / "c.jsonl", tmp_path / "shown", steps=["schema"])
     assert "ghp_" in (shown / "rejects.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("mix", "most"), [({}, 1), ({"shuffle": True}, 50), ({"weighted": True, "repeats": 2}, 120)])
+def test_what_is_held_for_the_mix_is_some_bytes_a_record(mix: dict[str, Any], most: int, tmp_path: Path) -> None:
+    config, records = parse_curate({"sources": ["in"], "mix": mix}, "test"), 100_000
+    job = CurateJob(config=config, out=tmp_path, seed=0, workers=1)
+    job.work.mkdir()
+    record = Example(instruction="one", response="two")
+    tracemalloc.start()
+    try:
+        with assemble._Pool(job) as pool:
+            for _ in range(records):
+                pool.add(b"{}\n", record, 0)
+        pool.write(assemble._Tally(job, []))
+        assert tracemalloc.get_traced_memory()[1] < most * records + 1_000_000  # buffers, and what the first draw loads
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_a_mix_has_no_place_for_is_a_reject(tmp_path: Path) -> None:

@@ -106,6 +106,11 @@ def test_what_matches_a_benchmark_is_left_out_as_curate_does(tmp_path: Path, mon
     assert [row["metadata"]["instruction"] for row in kept] == own == [told[0], told[2]]
     assert [row["metadata"]["filter_reason"] for row in excluded] == ["leak"]
 
+    steps = filters(config)
+    monkeypatch.delenv("XFT_DATA")  # as on another machine
+    with pytest.raises(DataError, match="this worker's data of humaneval are not those where the pipeline was made"):
+        steps[-1].filter(to_document(Example(instruction=told[1], response="x", source="s")))
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # an error in a thread of the executor would leave it waiting for ever

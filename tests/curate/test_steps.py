@@ -155,6 +155,7 @@ REJECTED: dict[str, list[tuple[Example, str]]] = {
         (pair("DB_HOST=db\nexport AWS_SECRET_ACCESS_KEY=q8Zk2LwPx7TnVb4RmYc9\n"), "random value of a secret's name"),
         (pair("api_key = 'q8Zk2LwPx7TnVb4RmYc9'"), "random value of a secret's name"),
         (pair(tests=["use('ghp_" + "a9Bz" * 9 + "')"]), "GitHub token in meta.tests"),
+        (pair(**{"ghp_" + "a9Bz" * 9: 1}), "GitHub token in meta"),
     ],
     "personal": [
         (pair("Write to jane.doe@gmail.com."), "e-mail address"),

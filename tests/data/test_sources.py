@@ -115,6 +115,22 @@ def test_every_file_format_gives_the_same_pairs(tmp_path: Path) -> None:
         assert [e.source for e in examples if isinstance(e, Example)] == places
 
 
+def test_a_value_that_python_can_not_hold_leaves_one_record_out(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    broken = pyarrow.array([b"ask", b"\xff\xfe", b"once more"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    days = pyarrow.array([0, 0, 2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())
+    table = pyarrow.table({"instruction": broken, "response": ["a", "b", "c"], "day": days})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    first, *others = read(tmp_path / "a.parquet")
+    assert isinstance(first, Example) and first.instruction == "ask"
+    assert [other.where for other in others if isinstance(other, Rejected)] == [
+        f"{tmp_path / 'a.parquet'}[1]", f"{tmp_path / 'a.parquet'}[2]",
+    ]  # fmt: skip
+    assert all(isinstance(each, Rejected) and each.reason.startswith("a value that can't be read") for each in others)
+
+
 def test_a_folder_gives_its_files_in_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         write_lines(tmp_path / name, [{"instruction": name, "response": "x"}])

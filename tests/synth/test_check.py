@@ -30,7 +30,7 @@ def fenced(code: str) -> str:
 
 
 def checked(
-    sandbox: Any, folder: Path, solution: str, *answers: str, **settings: Any
+    sandbox: Any, folder: Path, solution: str, *answers: str, finish: str = "stop", **settings: Any
 ) -> tuple[Draft | Reject, list[str]]:
     """Check a solution with a teacher that gives these answers; return what came of it, and the prompts."""
     language = settings.get("languages", ["python"])[0]
@@ -52,13 +52,24 @@ def checked(
             for want in wants:
                 if isinstance(want, Question):
                     prompts.append(want.request.instruction or "")
-                    found.append(Answer(text=left.pop(0), finish="stop"))
+                    found.append(Answer(text=left.pop(0), finish=finish))
                 else:
                     found.append(want())
             wants = steps.send(found)
     except StopIteration as end:
         assert not left, "the teacher was not asked for all of its answers"
         return end.value, prompts
+
+
+@pytest.mark.parametrize(("finish", "reason"), [
+    ("refused", "check: tests: refused by the teacher's server"), ("broken", "check: tests: unfinished answer"),
+])  # fmt: skip
+def test_tests_that_the_server_did_not_give_are_not_the_teachers_fault(
+    sandbox: Sandbox, tmp_path: Path, finish: str, reason: str
+) -> None:
+    made, prompts = checked(sandbox, tmp_path, "def f(x):\n    return x + 2", "400", finish=finish)
+    assert isinstance(made, Reject) and made.reason == reason
+    assert len(prompts) == 1  # no repair of what was not tried
 
 
 def test_what_the_tests_need_is_kept_with_them(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scripted_teacher import Script, good
 
 from xft import dataset
 from xft.dataset import DatasetRecipe
-from xft.errors import FetchError, MissingExtraError, RecipeError, RunError
+from xft.errors import DataError, FetchError, MissingExtraError, RecipeError, RunError
 from xft.recipe import load_any
 
 Run = Callable[..., list[str]]
@@ -79,6 +79,35 @@ def test_seeds_become_one_mixed_set_with_its_card(serve: Any, recipe: Path, tmp_
     assert [line for line in run(recipe, out, teacher) if "done before" not in line] == []
     said = run(recipe, out, teacher, "curate.dedup.near=false")
     assert any("synth: done before" in line for line in said)
+    assert any("will redo curate" in line for line in said)
+
+
+def test_what_the_sandbox_has_run_is_curated_and_carded(serve: Any, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe, out, f"teacher={serve(Script(good))}", "synth.check.languages=[python]")
+    kept = [each for each in lines(out / "curate" / "train.jsonl") if "planet" not in each["instruction"]]
+    assert len(kept) == 5
+    for each in kept:
+        assert each["meta"]["check"]["status"] == "passed" and each["meta"]["check"]["killed"] > 0
+        assert len(each["meta"]["tests"]) >= 3
+
+
+def test_a_tokenizer_that_is_not_there_is_missed_at_once_and_another_one_counts_anew(
+    serve: Any, recipe: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    out, teacher, path = tmp_path / "out", f"teacher={serve(Script(good))}", tmp_path / "tokenizer.json"
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        run(recipe, out, teacher, f"curate.mix.tokenizer={path}")
+    assert not out.exists()
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    run(recipe, out, teacher, f"curate.mix.tokenizer={path}")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path))
+    said = run(recipe, out, teacher, f"curate.mix.tokenizer={path}")
     assert any("will redo curate" in line for line in said)
 
 

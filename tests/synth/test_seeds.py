@@ -166,6 +166,17 @@ def test_only_allowed_licences_are_used(tmp_path: Path) -> None:
     assert [each.reason for each in skipped] == ["licence GPL-3.0"]
 
 
+@pytest.mark.parametrize(("license", "allowed"), [
+    ("MIT OR GPL-3.0", True), ("GPL-3.0 AND MIT", False), ("BSD-3-Clause AND MIT", True),
+    ("GPL-3.0 OR MIT AND BSD-3-Clause", True), ("GPL-3.0 OR MIT AND ISC", False), ("(MIT)", False),
+])  # fmt: skip
+def test_a_licence_of_several_is_allowed_by_its_parts(license: str, allowed: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(f"# SPDX-License-Identifier: {license}\nx = 1\n")
+    (tmp_path / "b.py").write_text("# SPDX-License-Identifier: MIT\ny = 2\n")
+    documents, _ = read_seeds(sources(tmp_path), ["MIT", "BSD-3-Clause"])
+    assert len(documents) == 1 + allowed
+
+
 def test_no_seeds_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such seeds"):
         read_seeds(sources(tmp_path / "gone"))

@@ -257,6 +257,26 @@ def test_evol_instruct_drops_evolutions_by_its_rules(evolved: str, equal: str, r
     assert all("Sort the list of five numbers" in prompt_of(each) for each in asked)  # the seed evolves on
 
 
+def test_a_judgement_that_failed_is_not_taken_for_one() -> None:
+    task = Task(seeds=(Document(text="Sort the list of five numbers", source="s"),), seed=0)
+    made, _ = write(
+        "evol-instruct", task, lambda prompt: "" if "SAME" in prompt else "Sort the list with quicksort.", rounds=1
+    )
+    assert [each.reason for each in made if isinstance(each, Reject)] == ["evolution: judgement: empty answer"]
+
+
+def test_self_instruct_answers_in_prose_where_the_seeds_are_prose() -> None:
+    prose = [
+        Document(text=f"Say why tides come {n} times a day", source=f"{n}", language="text", response="The moon.")
+        for n in range(5)
+    ]
+    answer = lambda prompt: "1. Explain how dew forms at night." if prompt.startswith("Think up") else "Cool air."  # noqa: E731
+    (made,), _ = write("self-instruct", plan("self-instruct", documents=prose)[0], answer, domain="physics")
+    assert isinstance(made, Draft) and (made.response, made.language) == ("Cool air.", "text")
+    (made,), _ = write("self-instruct", plan("self-instruct")[0], answer, domain="physics")
+    assert isinstance(made, Reject) and made.reason == "no code in the solution"
+
+
 def test_self_instruct_samples_tasks_from_3_seeds_and_answers_greedily_with_5_pairs() -> None:
     task = plan("self-instruct")[0]
     made, asked = write("self-instruct", task, good)

@@ -48,11 +48,10 @@ def curate(
 
     `xft curate classifier` trains a quality classifier for the step of that name.
     """
-    from xft.curate.classifier import models_of
     from xft.curate.config import CurateConfig, parse_curate
     from xft.curate.contamination import benchmark_inputs
     from xft.curate.read import input_digests, plan_shards
-    from xft.curate.run import CurateJob
+    from xft.curate.run import CurateJob, files_of
     from xft.curate.run import curate as work_on
     from xft.recipe import apply_override, read_mapping
 
@@ -71,7 +70,7 @@ def curate(
     inputs = input_digests(plan_shards(config.sources))
     if config.decontaminate:
         inputs |= benchmark_inputs(config.decontaminate)
-    inputs |= models_of(config.steps)
+    inputs |= files_of(config)
 
     def work(partial: Path, _meter: Meter) -> None:
         work_on(CurateJob(config=config, out=partial, seed=seed, workers=cores, allow_unsafe=allow_unsafe))

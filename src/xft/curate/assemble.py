@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xft.curate import card, dedup, run
 from xft.curate.contamination import Finding, coverage, verdict
@@ -224,9 +224,11 @@ class _Pool:
         self.job, self.count = job, 0
         self.path = job.work / "pool.jsonl"
         self.count_tokens = token_counter(job.config.mix)
-        self.tokens: list[NDArray[np.int64]] = []
-        self.batch: list[tuple[int, int, int]] = []
+        self.table = array("q")
+        """Of each record its place in the file, tokens and source, where a mix will choose."""
         self.at = 0
+        self.written = {number: [0, 0] for number in range(len(job.config.sources))}
+        """Records and tokens of each source in the output."""
 
     def __enter__(self) -> _Pool:
         self.file = self.path.open("wb")
@@ -234,26 +236,27 @@ class _Pool:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-        self._flush()
 
     def add(self, line: bytes, record: Any, source: int) -> None:
         """Take a record."""
         self.file.write(line)
         self.count += 1
-        self.batch.append((self.at, self.count_tokens(record), source))
+        tokens = self.count_tokens(record)
+        if self.job.config.mix.applies:
+            self.table.extend((self.at, tokens, source))
+        else:
+            self._count(tokens, source)
         self.at += len(line)
-        if len(self.batch) == run.BATCH:
-            self._flush()
 
-    def _flush(self) -> None:
-        self.tokens.append(np.array(self.batch, np.int64).reshape(-1, 3))
-        self.batch.clear()
+    def _count(self, tokens: int, source: int) -> None:
+        self.written[source][0] += 1
+        self.written[source][1] += tokens
 
     def write(self, tally: _Tally) -> dict[str, Any]:
         """Write the output, and what the mix has no place for to the rejects; return records and tokens by source."""
-        table = np.concatenate(self.tokens)
         mix, sources, out = self.job.config.mix, self.job.config.sources, self.job.out / KEPT[self.job.config.kind]
         if mix.applies:
+            table = np.frombuffer(self.table, np.int64).reshape(-1, 3)
             weights = [source.weight for source in sources]
             chosen = choose(table[:, 1], table[:, 2].astype(np.int16), weights, mix, self.job.seed)
             unused = np.ones(len(table), bool)
@@ -264,25 +267,23 @@ class _Pool:
                 (self.job.out / REJECTS).open("ab") as rejects,
             ):
                 for number in chosen:
-                    pool.seek(int(table[number, 0]))
+                    place, tokens, source = table[number].tolist()
+                    pool.seek(place)
                     kept.write(pool.readline())
+                    self._count(tokens, source)
                 for number in np.flatnonzero(unused):
                     pool.seek(int(table[number, 0]))
                     rejects.write(run.reject_line(run.rejected(parse_line(pool.readline()), MIX, NO_PLACE)))
                     tally.drop(int(table[number, 2]), MIX, NO_PLACE)
         else:
-            chosen = np.arange(len(table))
             self.path.replace(out)
-        written = table[chosen]
+        records, tokens = zip(*self.written.values(), strict=True)
         return {
-            "records": len(written),
-            "tokens": int(written[:, 1].sum()),
+            "records": sum(records),
+            "tokens": sum(tokens),
             "tokens_counted_by": mix.tokenizer or "four characters a token",
             "sources": {
-                source.label: {
-                    "records": int((written[:, 2] == number).sum()),
-                    "tokens": int(written[written[:, 2] == number, 1].sum()),
-                }
+                source.label: {"records": self.written[number][0], "tokens": self.written[number][1]}
                 for number, source in enumerate(sources)
             },
         }

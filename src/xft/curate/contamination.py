@@ -138,7 +138,7 @@ class References:
             self.by_task.setdefault(_task(reference), []).append(number)
         self.by_shape = {shape: np.array(numbers, np.int32) for shape, numbers in postings.items()}
         self.weights = {word: math.log((1 + len(references)) / count) for word, count in frequency.items()}
-        self.totals = [sum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
+        self.totals = [math.fsum(self.weights[word] for word in reference.words) or 1.0 for reference in references]
         self.sizes = np.array([len(reference.shapes) for reference in references])
 
     def same_tasks(self, numbers: Iterable[int]) -> list[int]:
@@ -147,7 +147,7 @@ class References:
 
     def statement_score(self, number: int, words: frozenset[str]) -> float:
         """Return the weighted share of a problem's words among others."""
-        return sum(self.weights[word] for word in self.all[number].words & words) / self.totals[number]
+        return math.fsum(self.weights[word] for word in self.all[number].words & words) / self.totals[number]
 
     def run_shares(self, runs: set[int]) -> dict[int, tuple[float, float]]:
         """Return for each problem the shares of its statement's and of its solution's runs that are among some runs."""
@@ -368,12 +368,10 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def python_of(record: Example) -> str:
-    """Return the Python code of a response, all pieces together, "" where there is none that parses."""
+    """Return the Python code of a response, all pieces together, or all that parse, "" where none does."""
     pieces = [block.code for block in blocks_of(record) if block.language == "python"]
     whole = "\n".join(pieces)
-    if parse(whole) is not None:
-        return whole
-    return next((piece for piece in pieces if parse(piece) is not None), "")
+    return whole if parse(whole) is not None else "\n".join(piece for piece in pieces if parse(piece) is not None)
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ except ImportError:
     raise MissingExtraError("pipelines of datatrove need it: pip install 'xft[data,datatrove]'") from None
 
 from xft.curate.config import CurateConfig, CurateSource, DecontaminateConfig
-from xft.curate.contamination import benchmark_inputs, verdict
+from xft.curate.contamination import benchmark_digests, benchmark_inputs, verdict
 from xft.curate.matches import matches_of
 from xft.curate.read import read_record
 from xft.curate.step import BoundStep, build_steps
@@ -55,7 +55,8 @@ class CurateFilter(BaseFilter):  # type: ignore[misc]
 class Decontaminate(BaseFilter):  # type: ignore[misc]
     """Leave out what matches a benchmark, as a recipe's `decontaminate` says; the reason is the match's class.
 
-    Each worker reads the benchmarks' data for itself, from XFT_DATA.
+    Each worker reads the benchmarks' data for itself, from XFT_DATA, which must be those that are there where the
+    pipeline is made.
     """
 
     type, name = "filter", "xft decontaminate"
@@ -64,10 +65,23 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
         self, config: DecontaminateConfig, exclusion_writer: Any = None, *, allow_unsafe: bool = False
     ) -> None:
         self.config, self.allow_unsafe = config, allow_unsafe
+        self.data, self.compared = benchmark_digests(config), False
         super().__init__(exclusion_writer)
 
     def filter(self, doc: Any) -> bool | tuple[bool, str]:
-        """Keep a document, or say why not."""
+        """Keep a document, or say why not.
+
+        Raises:
+            DataError: this worker has other benchmark data.
+        """
+        if not self.compared:
+            own = benchmark_digests(self.config)
+            if other := [name for name, digest in self.data.items() if own[name] != digest]:
+                raise DataError(
+                    f"decontaminate: this worker's data of {', '.join(other)} are not those where the pipeline was "
+                    "made; set XFT_DATA to the same files for all workers"
+                )
+            self.compared = True
         kind = verdict(matches_of(to_example(doc), self.config, allow_unsafe=self.allow_unsafe))
         return (False, kind) if kind and (kind == "leak" or self.config.common == "drop") else True
 

@@ -94,6 +94,8 @@ def _first(record: Example, find: Callable[[str], str | None]) -> str | None:
         if reason := find(text):
             return reason
     for key, value in record.meta.items():
+        if reason := find(key):
+            return f"{reason} in meta"
         for text in _texts(value):
             if reason := find(text):
                 return f"{reason} in meta.{key}" if KEY.fullmatch(key) else f"{reason} in meta"

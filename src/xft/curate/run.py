@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xft.curate import dedup
+from xft.curate.classifier import models_of
 from xft.curate.config import CurateConfig, Curation, DedupConfig
+from xft.curate.mix import token_counter
 from xft.curate.pool import each_done
 from xft.curate.read import Shard, parse_line, plan_shards, read_shard, record_line
 from xft.curate.step import BoundStep, build_steps, try_steps
@@ -33,7 +35,7 @@ from xft.data.example import Example
 from xft.data.sources import Rejected
 from xft.errors import DataError
 from xft.progress import track
-from xft.stage import read_json, write_json
+from xft.stage import file_digest, read_json, write_json
 
 KEPT = {"pairs": "train.jsonl", "text": "documents.jsonl"}
 REJECTS, MATCHES, STATISTICS = "rejects.jsonl", "contamination.jsonl", "statistics.json"
@@ -96,8 +98,15 @@ def require_libraries(curation: Curation) -> None:
         RecipeError: settings that a step does not take.
     """
     try_steps(build_steps(curation.steps, curation.kind))
+    token_counter(curation.mix)
     if curation.dedup.near:
         dedup.rensa()
+
+
+def files_of(curation: Curation) -> dict[str, str]:
+    """Return the digests of the files that steps and mixing read beside the records."""
+    tokenizers = [Path(curation.mix.tokenizer)] if curation.mix.tokenizer else []
+    return models_of(curation.steps) | {str(path): file_digest(path) for path in tokenizers if path.is_file()}
 
 
 # --- filter -----------------------------------------------------------------------------------------------------------

@@ -247,11 +247,21 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
+            for record in _rows(batch):
                 yield f"{path}[{number}]", record
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _rows(batch: Any) -> list[Any]:
+    """Return a batch's records; one can hold bytes that are no text, or a date that Python does not know."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [BadRecordError(f"a value that can't be read ({error})")]
+        return [record for row in range(batch.num_rows) for record in _rows(batch.slice(row, 1))]
 
 
 def to_example(record: Any, where: str, columns: dict[Any, str]) -> Example:

@@ -175,6 +175,8 @@ def check(draft: Draft, frame: Frame, bench: Bench) -> Steps[Draft | Reject]:
         return _rejected(draft, "nothing to test: no function or class")
     prompt = render("tests", **words, outline=outline, count=config.tests + 1)
     answer = yield from ask(frame.work_out(prompt))
+    if answer.finish in ("refused", "broken"):  # one that is only too long has tests up to where it was cut off
+        return _rejected(draft, f"tests: {fault_of(answer)[0]}", answer.text)
     suite = testing.suite(answer.text, code)
     verdict = yield from _judged(language, code, suite, bench)
     if not verdict.reason:

@@ -65,7 +65,7 @@ def read_seeds(sources: Sequence[SeedSource], licenses: Sequence[str] = ()) -> t
     skipped: list[Skipped] = []
     for source in sources:
         for item in _read(source):
-            if isinstance(item, Document) and licenses and item.license not in licenses:
+            if isinstance(item, Document) and licenses and not _allowed(item.license, licenses):
                 item = Skipped(where=item.source, reason=f"licence {item.license}")
             if isinstance(item, Document) and item.sha256 in documents:
                 item = Skipped(where=item.source, reason="the same text as another seed")
@@ -78,6 +78,12 @@ def read_seeds(sources: Sequence[SeedSource], licenses: Sequence[str] = ()) -> t
         why = f"; the first of {len(skipped)} left out: {skipped[0].where}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{names}: no seed document in it{why}")
     return list(documents.values()), skipped
+
+
+def _allowed(license: str, licenses: Sequence[str]) -> bool:
+    """Tell whether a licence, or an SPDX expression without brackets, is covered by those allowed."""
+    choices = (choice.split(" AND ") for choice in license.split(" OR "))
+    return any(all(part in licenses for part in parts) for parts in choices)
 
 
 def seeds_digest(documents: Sequence[Document]) -> str:

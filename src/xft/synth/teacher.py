@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xft.errors import FetchError, RecipeError
+from xft.eval.extract import THOUGHTS
 from xft.eval.generate import Answer, Ask, Backend, Sampling, open_backend
 from xft.synth.config import TeacherConfig
 from xft.synth.store import Store
@@ -138,7 +139,7 @@ def decoding(sampling: Sampling) -> dict[str, Any]:
 
 def _answer(record: dict[str, Any]) -> Answer:
     return Answer(
-        text=record["text"],
+        text=THOUGHTS.sub("", record["text"]).lstrip(),
         finish=record["finish"],
         prompt_tokens=record["prompt_tokens"],
         completion_tokens=record["completion_tokens"],

@@ -73,6 +73,8 @@ class LocalBackend:
             ]
             made = complete_rows(self.model, self.tokenizer, rows, sampling, self._ends, width=self.batch)
             yield from ((unit[number], answer) for number, answer in made)
+            for ask in unit:  # a synthesis has no end of prompts
+                self._prompts.pop(ask.request, None)
 
     def close(self) -> None:
         """Give the model's memory back."""

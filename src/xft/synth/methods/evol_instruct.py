@@ -60,7 +60,10 @@ def write(task: Task, frame: Frame) -> Steps[list[Draft | Reject]]:
             reason, detail = _elimination(current, text)
         if not reason:
             judgement = yield from ask(frame.work_out(render("equal", first=current, second=text)))
-            if not differs(judgement.text):
+            fault, detail = fault_of(judgement)
+            if fault:
+                reason = f"judgement: {fault}"
+            elif not differs(judgement.text):
                 reason = "no information gain"
         if reason:
             made.append(Reject(reason=f"evolution: {reason}", detail=detail, document=document, text=text))

@@ -63,6 +63,8 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("method")
+PROSE = "text"
+"""The language of a seed whose answers need no code, as Self-MoE's domains of knowledge and reasoning."""
 
 
 def frame_of(method: Method, config: SynthConfig, style: str, seed: int) -> Frame:
@@ -109,13 +111,13 @@ def no_such_language(language: str, documents: Sequence[Document]) -> DataError:
 
 
 def solved(instruction: str, answer: Answer, language: str, document: Document, **meta: object) -> Draft | Reject:
-    """Make a pair of an instruction and the answer that should solve it in code."""
+    """Make a pair of an instruction and the answer that should solve it: in code, but to an instruction of prose."""
     reason, detail = fault_of(answer)
     if reason:
         return Reject(reason=reason, detail=detail, document=document, text=instruction)
     response = answer.text.strip()
     language = fenced_language(response) or language
-    fault = fault_of_code(response, language)
+    fault = "" if language == PROSE else fault_of_code(response, language)
     if fault:
         return Reject(reason=fault, document=document, text=f"{instruction}\n\n{response}")
     return Draft(instruction=instruction, response=response, language=language, document=document, meta=dict(meta))
