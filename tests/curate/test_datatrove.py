@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 pytest.importorskip("datatrove", reason="not run: datatrove")
 pytest.importorskip("tree_sitter", reason="not run: tree-sitter")
 
-from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
@@ -50,14 +54,15 @@ def config(tmp_path: Path) -> CurateConfig:
     return parse_curate(tree, "test")
 
 
-def run_on(executor: type[Any], out: Path, config: CurateConfig, **options: Any) -> tuple[list[Any], list[Any]]:
-    """Run the steps on an executor; return what was kept and what was not."""
+def steps(out: Path, config: CurateConfig) -> list[Any]:
     reader = JsonlReader(config.sources[0].path, adapter=reader_adapter(CurateSource(path="in"), "pairs"))
     excluded = JsonlWriter(str(out / "excluded"), compression=None)
-    writer = JsonlWriter(str(out / "kept"), compression=None)
-    executor(
-        pipeline=[reader, *filters(config, excluded), writer], tasks=4, logging_dir=str(out / "logs"), **options
-    ).run()
+    return [reader, *filters(config, excluded), JsonlWriter(str(out / "kept"), compression=None)]
+
+
+def run_on(executor: type[Any], out: Path, config: CurateConfig, **options: Any) -> tuple[list[Any], list[Any]]:
+    """Run the steps on an executor; return what was kept and what was not."""
+    executor(pipeline=steps(out, config), tasks=4, logging_dir=str(out / "logs"), **options).run()
     return rows_of(out / "kept"), rows_of(out / "excluded")
 
 
@@ -106,10 +111,10 @@ def test_what_matches_a_benchmark_is_left_out_as_curate_does(tmp_path: Path, mon
     assert [row["metadata"]["instruction"] for row in kept] == own == [told[0], told[2]]
     assert [row["metadata"]["filter_reason"] for row in excluded] == ["leak"]
 
-    steps = filters(config)
+    last = filters(config)[-1]
     monkeypatch.delenv("XFT_DATA")  # as on another machine
     with pytest.raises(DataError, match="this worker's data of humaneval are not those where the pipeline was made"):
-        steps[-1].filter(to_document(Example(instruction=told[1], response="x", source="s")))
+        last.filter(to_document(Example(instruction=told[1], response="x", source="s")))
 
 
 @pytest.mark.slow
@@ -135,3 +140,21 @@ def test_records_survive_the_way_there_and_back() -> None:
         Example(instruction="", response="text", source="a:2", meta={"n": 1}),
     ):
         assert to_example(to_document(example)) == example
+
+
+@pytest.mark.slow
+def test_slurm_gives_the_records_of_the_local_executor(tmp_path: Path, config: CurateConfig) -> None:
+    if not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("not run: no slurm that answers")
+    (partition,) = subprocess.check_output(["sinfo", "-h", "-o", "%R"], text=True).split()[:1]
+    out, activate = tmp_path / "slurm", str(Path(sys.prefix, "bin", "activate"))
+    job = {"time": "00:10:00", "partition": partition, "mem_per_cpu_gb": 1, "venv_path": activate, "workers": 2}
+    out.mkdir()
+    pipeline = steps(out, config)
+    SlurmPipelineExecutor(pipeline, tasks=4, logging_dir=str(out / "logs"), job_name=str(tmp_path.name), **job).run()
+    end = time.monotonic() + 300
+    while len(list((out / "logs" / "completions").glob("*"))) < 4:
+        assert time.monotonic() < end, subprocess.check_output(["squeue"], text=True)
+        time.sleep(1)
+    found = rows_of(out / "kept"), rows_of(out / "excluded")
+    assert found == run_on(LocalPipelineExecutor, tmp_path / "local", config, workers=1)
