@@ -64,7 +64,8 @@ class DeltaExperts(RoutedExperts):
             ids_TE = F.pad(ids_TE, (0, 1), value=self.routed)
         with torch.autocast(x_TD.device.type, enabled=False):
             mixed_TF, last_TKr = _MixDeltas.apply(  # type: ignore[no-untyped-call]
-                self.hidden, dispatched(ids_TE, self.routed + self.shared), weights_TE, low_TKIr.to(inner[0].dtype),
+                self.hidden, dispatched(ids_TE, self.routed + self.shared, inner[0].dtype), weights_TE,
+                low_TKIr.to(inner[0].dtype),
                 self.get_parameter(f"{self.names[-1]}_a"), *inner,
                 *(self.get_parameter(f"{name}_b") for name in self.inner),
             )  # fmt: skip

@@ -76,10 +76,9 @@ class Router(nn.Module):
 
 
 class Dispatch(NamedTuple):
-    """Rows of one layer sorted by expert; a token has K rows, one per kept expert, and each expert a few spare ones.
+    """Rows of one layer sorted by expert; a token has K rows, one per kept expert, and an expert may have spare ones.
 
-    N counts all of them. With the spare rows the experts' row counts repeat, from layer to layer and step to step, so
-    that oneDNN finds the kernel for a product's shape in its cache instead of compiling it anew.
+    N counts all of them.
     """
 
     token_N: Tensor
@@ -90,11 +89,16 @@ class Dispatch(NamedTuple):
     """How many rows each expert has."""
 
 
-def dispatched(ids_TK: Tensor, routed: int) -> Dispatch:
-    """Sort the rows of kept experts by expert."""
+def dispatched(ids_TK: Tensor, routed: int, dtype: torch.dtype) -> Dispatch:
+    """Sort the rows of kept experts by expert; products with them will be of this dtype.
+
+    In 16 bits on a CPU experts get spare rows. With them row counts repeat, from layer to layer and step to step, so
+    that oneDNN, which multiplies there, finds a kernel for each shape in its cache instead of compiling one anew.
+    """
     expert_N, keep = ids_TK.reshape(-1), ids_TK.shape[1]
     used = torch.bincount(expert_N, minlength=routed).tolist()
-    counts = [_with_spare(count) for count in used]
+    compiled = ids_TK.device.type == "cpu" and dtype.itemsize == 2
+    counts = [_with_spare(count) if compiled else count for count in used]
     shifts, sum_used, sum_counts = [], 0, 0
     for count_used, count in zip(used, counts, strict=True):
         shifts.append(sum_counts - sum_used)
@@ -303,7 +307,12 @@ class Experts(RoutedExperts):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else stacks[0].dtype
         with torch.autocast(device, enabled=False):  # it would cast again what is cast here
             mixed_TD: Tensor = _MixExperts.apply(  # type: ignore[no-untyped-call]
-                x_TD.to(dtype), weights_TK, dispatched(ids_TK, self.routed), self.form, torch.is_grad_enabled(), *stacks
+                x_TD.to(dtype),
+                weights_TK,
+                dispatched(ids_TK, self.routed, dtype),
+                self.form,
+                torch.is_grad_enabled(),
+                *stacks,
             )
         return mixed_TD
 
