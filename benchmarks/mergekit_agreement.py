@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", required=True, help="python with mergekit")
     for name in ("base", "moe", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+        parser.add_argument(f"--{name}", type=lambda path: Path(path).resolve(), required=True)  # else a hub's name
     options = parser.parse_args()
     mixture, base, out = Mixture(options.moe), Checkpoint(options.base), options.out
     experts = [
