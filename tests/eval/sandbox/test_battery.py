@@ -517,8 +517,7 @@ def test_no_process_outlives_its_run(boxes, level, ending, name):
 
 
 HOST = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
+import sys, time
 sys.path[:0] = {paths!r}
 from xft.eval.sandbox import Call, Sandbox
 with Sandbox({level!r}, allow_unsafe=True) as box:
