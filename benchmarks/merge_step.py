@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--cgroup", type=Path, help="a memory cgroup with a limit, to run in")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.layout != "copy" and "authors" in options.ways:
+        parser.error("--layout delta: the authors' way mixes whole copies; choose --ways sft merge")
     if options.serve:
         way, base, moe = options.serve
         return serve(way, Path(base), Path(moe), options.batch, options.length, options.cgroup)

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time to threads
 
-# A shell's background jobs ignore it, and so would all that they start; tests interrupt their children.
+# A shell's background jobs ignore SIGINT, and so would all that they start; tests interrupt their children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

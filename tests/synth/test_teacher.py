@@ -94,8 +94,8 @@ def test_faults_that_go_away_cost_nothing_but_time(serve: Any, tmp_path: Path, f
 
 def test_what_a_model_reasons_first_is_no_part_of_its_answer(serve: Any, tmp_path: Path) -> None:
     teacher = opened(serve(Script(lambda _: "<think>\nThey are the same, but\n</think>\n\nDIFFERENT")), tmp_path)
-    assert texts(teacher, questions("a")) == ["DIFFERENT"]
-    assert texts(teacher, questions("a")) == ["DIFFERENT"]  # out of the store
+    assert [each.strip() for each in texts(teacher, questions("a"))] == ["DIFFERENT"]
+    assert [each.strip() for each in texts(teacher, questions("a"))] == ["DIFFERENT"]  # out of the store
 
 
 def test_time_outs_are_tried_again(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def write_merged(
         mixed = room[: math.prod(shape)].view(shape)
         for number, piece in enumerate(mixture.pieces(layer, part)):
             weights_E = coefficients.of(layer - layers.start, part.place, piece)
-            if differences is None or piece.routed == slice(0):  # shared channels alone are taken as they are
+            if differences is None or piece.alone:
                 linear(piece.experts, weights_E, out=piece.view(mixed))
             else:
                 piece.view(mixed).copy_(differences.combined(name, number, piece, weights_E))

@@ -139,7 +139,7 @@ def decoding(sampling: Sampling) -> dict[str, Any]:
 
 def _answer(record: dict[str, Any]) -> Answer:
     return Answer(
-        text=THOUGHTS.sub("", record["text"]).lstrip(),
+        text=THOUGHTS.sub("", record["text"]),
         finish=record["finish"],
         prompt_tokens=record["prompt_tokens"],
         completion_tokens=record["completion_tokens"],

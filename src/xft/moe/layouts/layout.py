@@ -38,6 +38,11 @@ class Piece(NamedTuple):
     view: Callable[[Tensor], Tensor] = _whole
     """Gives the piece's entries of a dense tensor, as a view."""
 
+    @property
+    def alone(self) -> bool:
+        """Tell whether no routed expert has a version: shared channels, which nothing is weighed against."""
+        return self.routed == slice(0)
+
 
 class Layout(ABC):
     """The experts of one mixture, as its settings lay them out. Without tensors of its own."""

@@ -116,8 +116,9 @@ def solved(instruction: str, answer: Answer, language: str, document: Document, 
     if reason:
         return Reject(reason=reason, detail=detail, document=document, text=instruction)
     response = answer.text.strip()
-    language = fenced_language(response) or language
-    fault = "" if language == PROSE else fault_of_code(response, language)
+    fenced = fenced_language(response)
+    prose, language = language == PROSE and not fenced, fenced or language
+    fault = "" if prose else fault_of_code(response, language)
     if fault:
         return Reject(reason=fault, document=document, text=f"{instruction}\n\n{response}")
     return Draft(instruction=instruction, response=response, language=language, document=document, meta=dict(meta))
